@@ -1,0 +1,26 @@
+// Package bootconf is the boot contract: what the builder writes into a
+// mini-initramfs and what storage-init reads from it.
+//
+// It holds the configuration file and its command line overrides, the module
+// list, the manifest that lies beside the built files, and the boot record
+// that the booted system finds under /run. storage-init links this package, so
+// it imports neither fmt nor encoding/json: their initialisation and bytes
+// would be paid for at every boot.
+package bootconf
+
+// Paths inside the mini-initramfs and of what storage-init leaves behind.
+const (
+	// ConfigPath is the configuration file of storage-init.
+	ConfigPath = "/etc/initoverlayfs.conf"
+	// ModulesPath is the list of the modules in the mini-initramfs; see Module.
+	ModulesPath = "/etc/initoverlayfs.modules"
+	// EmbeddedPath is the image of the embedded backend.
+	EmbeddedPath = "/initoverlayfs.img"
+	// RecordPath is the boot record of the booted system.
+	RecordPath = "/run/initoverlayfs/boot.json"
+	// LogPrefix begins every line that storage-init writes to the kernel log.
+	LogPrefix = "storage-init: "
+	// CmdlinePrefix begins the kernel command line keys that override the
+	// configuration file.
+	CmdlinePrefix = "initoverlayfs."
+)

@@ -1,0 +1,117 @@
+package bootconf
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+)
+
+// Module is one line of the module list in the mini-initramfs:
+//
+//	LEVEL USES PATH [cpu=[!]HHHH] [OPTION...]
+//
+// for example `2 pmem,pmem-dax /lib/modules/nd_pmem.ko`. Modules of one level
+// do not depend on each other and may be loaded at the same time; all modules
+// of lower levels are loaded before.
+type Module struct {
+	Level int
+	// Uses has the backends that need the module; empty, written `-`, means
+	// that every boot needs it.
+	Uses []Backend
+	// Path of the unpacked module in the mini-initramfs, absolute.
+	Path string
+	// CPUFeature is the number of the CPU feature, four hexadecimal digits as
+	// in /sys/devices/system/cpu/modalias, without which (with which, if
+	// CPUWithout) the module is not to be loaded. Empty: no condition.
+	CPUFeature string
+	CPUWithout bool
+	// Options are the module's parameters, for finit_module.
+	Options string
+}
+
+// NeededBy reports whether the module serves b.
+func (m *Module) NeededBy(b Backend) bool {
+	if len(m.Uses) == 0 {
+		return true
+	}
+	for _, u := range m.Uses {
+		if u == b {
+			return true
+		}
+	}
+	return false
+}
+
+// Name is the module's name as /proc/modules has it.
+func (m *Module) Name() string {
+	name := m.Path[strings.LastIndexByte(m.Path, '/')+1:]
+	name, _, _ = strings.Cut(name, ".")
+	return strings.ReplaceAll(name, "-", "_")
+}
+
+// String gives the line, without its end.
+func (m *Module) String() string {
+	s := strconv.Itoa(m.Level) + " "
+	if len(m.Uses) == 0 {
+		s += "-"
+	} else {
+		s += FormatBackends(m.Uses, false)
+	}
+	s += " " + m.Path
+	if m.CPUFeature != "" {
+		s += " cpu="
+		if m.CPUWithout {
+			s += "!"
+		}
+		s += m.CPUFeature
+	}
+	if m.Options != "" {
+		s += " " + m.Options
+	}
+	return s
+}
+
+// ParseModules reads a module list. An error names the line.
+func ParseModules(text string) ([]Module, error) {
+	var list []Module
+	n := 0
+	for line := range strings.SplitSeq(text, "\n") {
+		n++
+		if line == "" {
+			continue
+		}
+		m, err := parseModule(line)
+		if err != nil {
+			return nil, Problem{n, "", err}
+		}
+		list = append(list, m)
+	}
+	return list, nil
+}
+
+func parseModule(line string) (Module, error) {
+	level, rest, _ := strings.Cut(line, " ")
+	uses, rest, _ := strings.Cut(rest, " ")
+	path, rest, _ := strings.Cut(rest, " ")
+	var m Module
+	var err error
+	if m.Level, err = strconv.Atoi(level); err != nil || m.Level < 0 || !strings.HasPrefix(path, "/") {
+		return m, errors.New("not a module: " + strconv.Quote(line))
+	}
+	m.Path = path
+	if uses != "-" {
+		for name := range strings.SplitSeq(uses, ",") {
+			b, ok := backendNamed(name)
+			if !ok {
+				return m, errors.New("module " + path + ": unknown backend " + strconv.Quote(name))
+			}
+			m.Uses = append(m.Uses, b)
+		}
+	}
+	if cond, ok := strings.CutPrefix(rest, "cpu="); ok {
+		cond, rest, _ = strings.Cut(cond, " ")
+		m.CPUFeature, m.CPUWithout = strings.CutPrefix(cond, "!")
+	}
+	m.Options = rest
+	return m, nil
+}
