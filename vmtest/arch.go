@@ -1,0 +1,40 @@
+package vmtest
+
+import "fmt"
+
+// arch is what differs between the machines of two architectures.
+type arch struct {
+	binary  string // QEMU's system emulator
+	machine string
+	tcgCPU  string // the fastest model under TCG
+	console string // the guest's name of the first serial port
+	events  string // the guest's name of the second
+	// eventsDevice holds the arguments that put the chardev "events" on the
+	// second port.
+	eventsDevice []string
+}
+
+// arches has the known architectures by their Go names.
+var arches = map[string]arch{
+	"amd64": {
+		binary:  "qemu-system-x86_64",
+		machine: "q35",
+		// No CPU flaw that the kernel would work around, so it does not.
+		tcgCPU:       "qemu64",
+		console:      "ttyS0",
+		events:       "ttyS1",
+		eventsDevice: []string{"-serial", "chardev:events"},
+	},
+}
+
+func (m *Machine) arch() (arch, error) {
+	name := m.Arch
+	if name == "" {
+		name = "amd64"
+	}
+	a, ok := arches[name]
+	if !ok {
+		return arch{}, fmt.Errorf("qemu: architecture %q is not supported", name)
+	}
+	return a, nil
+}

@@ -1,0 +1,12 @@
+// Package vmtest boots a kernel and an initramfs in QEMU and tells what
+// happened: how long each part of the boot took on the guest's own clock, and
+// whether the guest said, by a typed event, that it reached its goal.
+//
+// A guest has two serial ports. The first is its console. On the second it
+// writes events, one JSON object a line, the last of which is the done event;
+// a boot without a done event has failed, whatever the console shows. The
+// word vmtest.events=TTY on the kernel command line names that port.
+//
+// The package knows guests, not initramfs builders: it imports the boot
+// contract and the standard library.
+package vmtest

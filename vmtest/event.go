@@ -1,0 +1,86 @@
+package vmtest
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"initoverlayfs/initrd/bootconf"
+)
+
+// The kinds of events that Run knows. A guest may send others.
+const (
+	EventDone      = "done"       // the last; see Done
+	EventMultiUser = "multi-user" // multi-user.target is reached; has uptime_s
+	EventEntry     = "entry"      // one path of the tree; see Entry
+)
+
+// Event is one line that a guest wrote on its second serial port.
+type Event struct {
+	Kind string          // the member "event"
+	JSON json.RawMessage // the whole line
+}
+
+// Done is what a guest says at the end. Members that a guest does not send
+// stay zero, members that are not here are ignored.
+type Done struct {
+	OK    bool   `json:"ok"`
+	Error string `json:"error"` // why it is not OK
+
+	UptimeS float64 `json:"uptime_s"` // seconds, as /proc/uptime has it
+	// MemAvailableKB is the median of MemSamplesKB, if it has any.
+	MemAvailableKB int64   `json:"mem_available_kb"`
+	MemSamplesKB   []int64 `json:"mem_samples_kb"`
+	MemTotalKB     int64   `json:"mem_total_kb"`
+
+	// Record is the guest's boot.json; absent or null after a plain boot.
+	Record json.RawMessage `json:"record"`
+
+	Mountinfo   string   `json:"mountinfo"`    // of PID 1
+	ErofsMounts []string `json:"erofs_mounts"` // lines of Mountinfo with an EROFS
+	ErofsSysfs  []string `json:"erofs_sysfs"`  // filesystems below /sys/fs/erofs
+	RootOptions string   `json:"root_options"` // mount options of /
+	Fsck        string   `json:"fsck"`         // how systemd-fsck-root ended; empty: it did not run
+
+	// Checks has what each check of the command line found.
+	Checks map[string]json.RawMessage `json:"checks"`
+}
+
+// BootRecord gives Record decoded, nil when there is none.
+func (d *Done) BootRecord() (*bootconf.Record, error) {
+	if len(d.Record) == 0 || string(d.Record) == "null" {
+		return nil, nil
+	}
+	r := new(bootconf.Record)
+	if err := json.Unmarshal(d.Record, r); err != nil {
+		return nil, fmt.Errorf("boot record: %w", err)
+	}
+	return r, nil
+}
+
+// Check decodes what the named check found into v.
+func (d *Done) Check(name string, v any) error {
+	raw, ok := d.Checks[name]
+	if !ok {
+		return fmt.Errorf("check %s: not in the done event", name)
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return fmt.Errorf("check %s: %w", name, err)
+	}
+	return nil
+}
+
+// Entry is one path of the guest's root filesystem, as the check tree_digest
+// reports it.
+type Entry struct {
+	Path   string `json:"path"` // without leading slash, the root is "."
+	Mode   uint32 `json:"mode"` // with the type bits of Linux
+	UID    uint32 `json:"uid"`
+	GID    uint32 `json:"gid"`
+	MTime  int64  `json:"mtime"` // seconds
+	Size   int64  `json:"size"`  // of regular files and symbolic links, else 0
+	NLink  uint64 `json:"nlink"`
+	Major  uint32 `json:"major"`  // of device nodes
+	Minor  uint32 `json:"minor"`  // of device nodes
+	SHA256 string `json:"sha256"` // of regular files
+	Target string `json:"target"` // of symbolic links
+}
