@@ -1,0 +1,70 @@
+# The targets that `make help` lists are the ones to call.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO ?= go
+FIXTURES := vmtest/fixtures/fixtures.sh
+LINT_VERSION := v2.15.0
+# What the tests boot. `make test` makes the first list, `make vmtest` both.
+TEST_FIXTURES := kernel-6.1 kernel-6.12 dracut-6.1.img initramfs-tools-6.1.img root-bookworm.ext4
+VMTEST_FIXTURES := kernel-sid dracut-6.12.img dracut-nosystemd-6.1.img dracut-sid.img
+# More flags for go test, for example GOTESTFLAGS=-v.
+GOTESTFLAGS ?=
+FUZZTIME ?= 20s
+BENCH ?= .
+
+PREFIX ?= /usr
+DESTDIR ?=
+
+export CGO_ENABLED := 0
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+.PHONY: build
+build: ## bin/initoverlayfs, bin/storage-init and the guest's test programs
+	$(GO) build -trimpath -ldflags "-s -w" -o bin/ ./cmd/... $(wildcard ./vmtest/guest)
+
+.PHONY: check
+check: ## go mod tidy, gofmt, go vet, golangci-lint, shellcheck
+	$(GO) mod tidy -diff
+	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l); \
+	if [ -n "$$unformatted" ]; then echo "gofmt -w $$unformatted" >&2; exit 1; fi
+	$(GO) vet ./...
+	@lint=$$(GO="$(GO)" vmtest/fixtures/lint.sh $(LINT_VERSION)); set -x; "$$lint" run
+	@$(FIXTURES) tools
+	git grep -lzE '^#!/(usr/)?bin/(env )?(ba)?sh|^# shellcheck shell=' -- ':!*.go' ':!Makefile' | xargs -0 shellcheck
+
+.PHONY: test
+test: build ## all tests: units, tiny VMs, a few boots of Debian (installs what it needs)
+	$(FIXTURES) tools $(TEST_FIXTURES)
+	INITOVERLAYFS_VM=1 $(GO) test -count=1 -timeout 60m $(GOTESTFLAGS) ./...
+
+.PHONY: vmtest
+vmtest: build ## the tests with every boot of every distribution
+	$(FIXTURES) tools $(TEST_FIXTURES) $(VMTEST_FIXTURES)
+	INITOVERLAYFS_VM=full $(GO) test -count=1 -timeout 180m $(GOTESTFLAGS) ./...
+
+.PHONY: bench
+bench: ## the Go benchmarks (BENCH=REGEXP)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+.PHONY: fuzz
+fuzz: ## each fuzz test for FUZZTIME (20s)
+	@git grep -hoE '^func Fuzz[A-Za-z0-9_]+' -- '*_test.go' >/dev/null || { echo "there are no fuzz tests" >&2; exit 1; }
+	@git grep -oE '^func Fuzz[A-Za-z0-9_]+' -- '*_test.go' | while IFS=: read -r file func; do \
+		echo "$${file%/*} $${func#func }"; \
+		$(GO) test "./$${file%/*}" -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME); \
+	done
+
+.PHONY: demo
+demo: build ## a real initramfs, plain and through each backend, and a table of times
+	$(FIXTURES) tools kernel-6.1 dracut-6.1.img root-bookworm.ext4
+	vmtest/fixtures/demo.sh
+
+.PHONY: install
+install: build ## into $(DESTDIR)$(PREFIX)
+	install -D -m 755 bin/initoverlayfs $(DESTDIR)$(PREFIX)/bin/initoverlayfs
+	install -D -m 755 bin/storage-init $(DESTDIR)$(PREFIX)/lib/initoverlayfs/storage-init
