@@ -1,0 +1,130 @@
+package kmod
+
+import (
+	"bytes"
+	"compress/gzip"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+)
+
+// maxModuleBytes bounds an unpacked module. The largest that distributions
+// ship without debug information, amdgpu, has some 30 MB.
+const maxModuleBytes = 512 << 20
+
+// Read returns the content of a module, which is no alias, as the kernel loads
+// it: unpacked (.ko.xz, .ko.zst, .ko.gz) and with its signature.
+func (x *Index) Read(module string) ([]byte, error) {
+	e := x.modules[Normalize(module)]
+	if e == nil {
+		return nil, fmt.Errorf("kernel %s has no module %s: %w", x.kver, module, ErrNotFound)
+	}
+	file := e.path
+	if !filepath.IsAbs(file) {
+		file = filepath.Join(x.dir, file)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("module %s of kernel %s: %w", module, x.kver, err)
+	}
+	if data, err = unpack(filepath.Ext(file), data); err != nil {
+		return nil, fmt.Errorf("unpack module %s: %w", file, err)
+	}
+	if !bytes.HasPrefix(data, []byte(elf.ELFMAG)) {
+		return nil, fmt.Errorf("module %s is not an ELF file", file)
+	}
+	return data, nil
+}
+
+func unpack(ext string, packed []byte) ([]byte, error) {
+	var r io.Reader
+	var err error
+	switch ext {
+	case ".ko":
+		return packed, nil
+	case ".xz":
+		r, err = xz.NewReader(bytes.NewReader(packed))
+	case ".gz":
+		r, err = gzip.NewReader(bytes.NewReader(packed))
+	case ".zst":
+		var d *zstd.Decoder
+		d, err = zstd.NewReader(bytes.NewReader(packed), zstd.WithDecoderConcurrency(1))
+		if err == nil {
+			defer d.Close()
+		}
+		r = d
+	default:
+		return nil, fmt.Errorf("unknown compression %q", ext)
+	}
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(r, maxModuleBytes+1))
+	if err == nil && len(data) > maxModuleBytes {
+		err = fmt.Errorf("more than %d bytes", maxModuleBytes)
+	}
+	return data, err
+}
+
+// Firmware returns the firmware files that a module's .modinfo section names,
+// below /lib/firmware, sorted. Many of them are alternatives, or for devices of
+// which no machine has all.
+func Firmware(module []byte) ([]string, error) {
+	f, err := elf.NewFile(bytes.NewReader(module))
+	if err != nil {
+		return nil, fmt.Errorf("read module: %w", err)
+	}
+	section := f.Section(".modinfo")
+	if section == nil {
+		return nil, nil
+	}
+	data, err := section.Data()
+	if err != nil {
+		return nil, fmt.Errorf("read .modinfo of module: %w", err)
+	}
+	var list []string
+	for s := range strings.SplitSeq(string(data), "\x00") {
+		if name, ok := strings.CutPrefix(s, "firmware="); ok && filepath.IsLocal(name) {
+			list = append(list, filepath.Clean(name))
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list), nil
+}
+
+const signatureMagic = "~Module signature appended~\n"
+
+// StripSignature cuts off the signature that is appended to a module; a module
+// without one is returned as it is. The kernel is tainted by a module without
+// a valid signature, and refuses it under lockdown.
+//
+// Behind the module lie the signer's name, the key's identifier and the
+// signature, then struct module_signature with their lengths, then the magic
+// (include/linux/module_signature.h).
+func StripSignature(module []byte) ([]byte, error) {
+	rest, ok := bytes.CutSuffix(module, []byte(signatureMagic))
+	if !ok {
+		return module, nil
+	}
+	const trailerBytes = 12
+	if len(rest) < trailerBytes {
+		return nil, fmt.Errorf("strip module signature: %w", io.ErrUnexpectedEOF)
+	}
+	rest, trailer := rest[:len(rest)-trailerBytes], rest[len(rest)-trailerBytes:]
+	// The bytes of the trailer: algo, hash, id_type, signer_len, key_id_len,
+	// three of padding, sig_len as a big-endian word.
+	cut := int64(trailer[3]) + int64(trailer[4]) + int64(binary.BigEndian.Uint32(trailer[8:]))
+	if cut >= int64(len(rest)) {
+		return nil, errors.New("strip module signature: it claims to be longer than the module")
+	}
+	return rest[:int64(len(rest))-cut], nil
+}
