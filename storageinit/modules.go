@@ -1,0 +1,144 @@
+package storageinit
+
+import (
+	"errors"
+	"strings"
+	"sync"
+	"syscall"
+
+	"initoverlayfs/initrd/bootconf"
+)
+
+// moduleSet is the module list and what became of it.
+type moduleSet struct {
+	list   []bootconf.Module
+	done   map[string]bool // by path: loaded, or not needed on this machine
+	loaded []string        // names, in load order, for the record
+}
+
+// loadModules loads what a backend needs and has not been loaded, level by
+// level; a level's modules do not depend on each other and are loaded side by
+// side where the machine has more than one CPU.
+//
+// That the hardware of a driver is absent (ENODEV) is no failure: a generic
+// mini-initramfs holds the drivers of many machines.
+func (b *boot) loadModules(backend bootconf.Backend) error {
+	if b.modules.done == nil {
+		b.modules.done = make(map[string]bool)
+	}
+	var pending []*bootconf.Module
+	for i := range b.modules.list {
+		m := &b.modules.list[i]
+		if m.NeededBy(backend) && !b.modules.done[m.Path] {
+			pending = append(pending, m)
+		}
+	}
+	for len(pending) > 0 {
+		level := lowestLevel(pending)
+		var group, rest []*bootconf.Module
+		for _, m := range pending {
+			switch {
+			case m.Level != level:
+				rest = append(rest, m)
+			case b.wanted(m):
+				group = append(group, m)
+			default:
+				b.modules.done[m.Path] = true
+			}
+		}
+		if err := b.loadLevel(group); err != nil {
+			return err
+		}
+		pending = rest
+	}
+	return nil
+}
+
+func lowestLevel(modules []*bootconf.Module) int {
+	level := modules[0].Level
+	for _, m := range modules {
+		level = min(level, m.Level)
+	}
+	return level
+}
+
+func (b *boot) loadLevel(group []*bootconf.Module) error {
+	results := make([]error, len(group))
+	load := func(i int) {
+		results[i] = b.protect(func() error {
+			return b.sys.LoadModule(group[i].Path, b.moduleOptions(group[i]))
+		})
+	}
+	if len(group) > 1 && b.sys.CPUs() > 1 {
+		var wg sync.WaitGroup
+		for i := range group {
+			wg.Go(func() { load(i) })
+		}
+		wg.Wait()
+	} else {
+		for i := range group {
+			load(i)
+		}
+	}
+	for i, err := range results {
+		m := group[i]
+		switch {
+		case err == nil:
+			b.modules.loaded = append(b.modules.loaded, m.Name())
+		case errors.Is(err, syscall.EEXIST):
+		case errors.Is(err, syscall.ENODEV):
+			b.log(levelInfo, "module "+m.Name()+": no such hardware")
+		default:
+			return failed("load module "+m.Path, err)
+		}
+		b.modules.done[m.Path] = true
+	}
+	return nil
+}
+
+// wanted decides the conditions under which a module is left out: the CPU lacks
+// (or has) a feature, or the command line forbids the module.
+func (b *boot) wanted(m *bootconf.Module) bool {
+	if m.CPUFeature != "" {
+		alias, err := b.sys.ReadFile("/sys/devices/system/cpu/modalias")
+		// Without the file, as on a kernel without CPU autoprobing, the
+		// generic module is the one that works.
+		has := err == nil && strings.Contains(strings.TrimSpace(alias)+",", ","+m.CPUFeature+",")
+		if has == m.CPUWithout {
+			return false
+		}
+	}
+	for word := range bootconf.Words(b.cmdline) {
+		if list, ok := strings.CutPrefix(word, "modprobe.blacklist="); ok {
+			for name := range strings.SplitSeq(list, ",") {
+				if underscored(name) == m.Name() {
+					b.log(levelWarn, "module "+m.Name()+": left out by modprobe.blacklist")
+					return false
+				}
+			}
+		}
+	}
+	return true
+}
+
+// moduleOptions adds the command line's NAME.PARAMETER=VALUE to the options of
+// a module. The kernel applies them by itself only to what is built in.
+func (b *boot) moduleOptions(m *bootconf.Module) string {
+	options := m.Options
+	for word := range bootconf.Words(b.cmdline) {
+		name, parameter, ok := strings.Cut(word, ".")
+		if !ok || underscored(name) != m.Name() {
+			continue
+		}
+		if key, value, ok := strings.Cut(parameter, "="); ok && strings.ContainsAny(value, " \t") {
+			parameter = key + `="` + value + `"`
+		}
+		if options != "" {
+			options += " "
+		}
+		options += parameter
+	}
+	return options
+}
+
+func underscored(name string) string { return strings.ReplaceAll(name, "-", "_") }

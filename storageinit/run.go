@@ -1,0 +1,230 @@
+// Package storageinit is PID 1 of the mini-initramfs: it finds the EROFS image
+// of the full tree, mounts it below a tmpfs overlay and executes its init.
+//
+// A step is fatal when the full tree cannot run without it. Everything else is
+// best-effort: it is logged and the boot goes on. A fatal error is told in one
+// line and answered with the configured policy; no step is half done and
+// followed by the next.
+package storageinit
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+
+	"initoverlayfs/initrd/bootconf"
+)
+
+// Mount points in the mini-initramfs. None of them survives the hand-over.
+const (
+	lowerDir   = "/lower"   // the EROFS image
+	overlayDir = "/overlay" // the tmpfs with the overlay's upper and work directories
+	bootfsDir  = "/bootfs"  // the filesystem that holds the image
+	sysroot    = "/sysroot" // the overlay, the full tree's root
+)
+
+// boot is one run of storage-init.
+type boot struct {
+	sys     System
+	conf    bootconf.Config
+	cmdline string
+	modules moduleSet
+	devices deviceTable
+	record  bootconf.Record
+
+	scsiScanned   bool
+	bootfsMounted bool
+
+	start        int64  // of storage-init, microseconds
+	phase        int64  // start of the current phase
+	panicTimeout string // of the kernel, before we set it
+}
+
+// Run boots. It does not return: it becomes the full tree's init or follows
+// the failure policy.
+func Run(sys System) {
+	b := &boot{sys: sys, conf: bootconf.Default(), start: sys.Now()}
+	b.phase = b.start
+	b.fail(b.protect(b.run))
+}
+
+// protect turns a panic of f into an error.
+func (b *boot) protect(f func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = errors.New("internal error: " + panicText(r))
+		}
+	}()
+	return f()
+}
+
+func panicText(r any) string {
+	switch v := r.(type) {
+	case error:
+		return v.Error()
+	case string:
+		return v
+	}
+	return "panic"
+}
+
+// run is the boot order. It returns only with a fatal error.
+func (b *boot) run() error {
+	if err := b.mountKernelFilesystems(); err != nil {
+		return err
+	}
+	b.armPanicTimeout()
+	if err := b.configure(); err != nil {
+		return err
+	}
+	b.endPhase("setup")
+
+	if err := b.sys.ListenUevents(); err != nil {
+		return failed("listen for device events", err)
+	}
+	if err := b.mountImage(); err != nil {
+		return err
+	}
+	b.endPhase("image")
+
+	if err := b.mountOverlay(); err != nil {
+		return err
+	}
+	initPath, err := b.findInit()
+	if err != nil {
+		return err
+	}
+	b.endPhase("overlay")
+	return b.handOver(initPath)
+}
+
+// mountKernelFilesystems makes what everything else looks at. It is fatal.
+func (b *boot) mountKernelFilesystems() error {
+	for _, m := range []struct {
+		fstype, target string
+		flags          uintptr
+		data           string
+	}{
+		{"devtmpfs", "/dev", mountNoSUID, "mode=0755"},
+		{"proc", "/proc", mountNoSUID | mountNoDev | mountNoExec, ""},
+		{"sysfs", "/sys", mountNoSUID | mountNoDev | mountNoExec, ""},
+		{"tmpfs", "/run", mountNoSUID | mountNoDev, "mode=0755"},
+	} {
+		// The directories are in the mini-initramfs; one that is missing
+		// shows as the mount's error.
+		_ = b.sys.Mkdir(m.target, 0o755)
+		if err := b.sys.Mount(m.fstype, m.target, m.fstype, m.flags, m.data); err != nil {
+			return failed("mount "+m.fstype+" on "+m.target, err)
+		}
+	}
+	return nil
+}
+
+const panicTimeoutPath = "/proc/sys/kernel/panic"
+
+// armPanicTimeout makes the kernel reboot should this process die of something
+// that Go cannot recover. A timeout that is set already is kept.
+func (b *boot) armPanicTimeout() {
+	text, err := b.sys.ReadFile(panicTimeoutPath)
+	if err != nil {
+		return
+	}
+	b.panicTimeout = strings.TrimSpace(text)
+	if b.panicTimeout != "0" {
+		return
+	}
+	cmdline, _ := b.sys.ReadFile("/proc/cmdline")
+	for word := range bootconf.Words(cmdline) {
+		if word == "panic=0" {
+			return // the user asked for a kernel that stays
+		}
+	}
+	_ = b.sys.WriteFile(panicTimeoutPath, "10")
+}
+
+// disarmPanicTimeout gives the kernel back the timeout that it had.
+func (b *boot) disarmPanicTimeout() {
+	if b.panicTimeout != "" {
+		_ = b.sys.WriteFile(panicTimeoutPath, b.panicTimeout)
+	}
+}
+
+// configure reads the configuration file, the command line and the module
+// list. An unknown key is logged, a bad value is fatal.
+func (b *boot) configure() error {
+	cmdline, err := b.sys.ReadFile("/proc/cmdline")
+	if err != nil {
+		return failed("read the kernel command line", err)
+	}
+	b.cmdline = strings.TrimSpace(cmdline)
+
+	// Command line first: its failure policy must hold for what is wrong with
+	// the file. It is read once more below, because it overrides the file.
+	b.conf.ReadCmdline(b.cmdline)
+	text, err := b.sys.ReadFile(bootconf.ConfigPath)
+	if err != nil {
+		return failed("read "+bootconf.ConfigPath, err)
+	}
+	if err := b.report(bootconf.ConfigPath, b.conf.ReadFile(text)); err != nil {
+		return err
+	}
+	if err := b.report("kernel command line", b.conf.ReadCmdline(b.cmdline)); err != nil {
+		return err
+	}
+	if err := b.conf.Check(); err != nil {
+		return failed(bootconf.ConfigPath, err)
+	}
+
+	text, err = b.sys.ReadFile(bootconf.ModulesPath)
+	if err != nil {
+		return failed("read "+bootconf.ModulesPath, err)
+	}
+	if b.modules.list, err = bootconf.ParseModules(text); err != nil {
+		return failed(bootconf.ModulesPath, err)
+	}
+	return nil
+}
+
+func (b *boot) report(source string, problems []bootconf.Problem) error {
+	for _, p := range problems {
+		if !errors.Is(p, bootconf.ErrUnknownKey) {
+			return failed(source, p)
+		}
+		b.log(levelWarn, source+": "+p.Error()+", ignored")
+	}
+	return nil
+}
+
+func (b *boot) endPhase(name string) {
+	now := b.sys.Now()
+	b.record.Phases = append(b.record.Phases, bootconf.Phase{Name: name, StartUS: b.phase, EndUS: now})
+	b.phase = now
+}
+
+func (b *boot) log(level int, text string) {
+	// A second line would not carry the prefix by which it is found.
+	b.sys.Log(level, bootconf.LogPrefix+strings.ReplaceAll(text, "\n", " "))
+}
+
+// fail says what failed and follows the policy. It does not return.
+func (b *boot) fail(err error) {
+	policy := b.conf.OnFailure
+	b.log(levelFatal, "fatal: "+err.Error()+" (on_failure "+policy.String()+")")
+	switch policy.Action {
+	case bootconf.Halt:
+		err = b.sys.Halt()
+	case bootconf.Reboot:
+		if policy.Seconds > 0 {
+			b.log(levelFatal, "rebooting in "+strconv.Itoa(policy.Seconds)+" s")
+			b.sys.Sleep(policy.Seconds)
+		}
+		err = b.sys.Reboot()
+	case bootconf.Panic:
+		b.disarmPanicTimeout()
+		b.sys.Exit()
+	}
+	if err != nil {
+		b.log(levelFatal, string(policy.Action)+": "+err.Error())
+	}
+	b.sys.Exit()
+}
