@@ -1,0 +1,147 @@
+#!/bin/sh
+# Tells the host of a virtual machine how the system has booted: JSON objects,
+# one a line, on the serial port that vmtest.events= names; the last is the
+# done event. Then powers off. The Go type vmtest.Done has the members.
+set -u
+
+# The files that are read; a test puts its own in front.
+root=${VMTEST_ROOT:-}
+
+# Standard input becomes a JSON string.
+json_string() {
+	LC_ALL=C awk '
+		BEGIN {
+			for (i = 1; i < 32; i++) escape[sprintf("%c", i)] = sprintf("\\u%04x", i)
+			escape["\""] = "\\\""
+			escape["\\"] = "\\\\"
+			printf "\""
+		}
+		{
+			if (NR > 1) printf "\\n"
+			n = length($0)
+			for (i = 1; i <= n; i++) {
+				c = substr($0, i, 1)
+				printf "%s", c in escape ? escape[c] : c
+			}
+		}
+		END { printf "\"" }
+	'
+}
+
+# The lines of standard input become a JSON array of strings.
+json_array() {
+	separator=
+	printf '['
+	while IFS= read -r line; do
+		printf '%s' "$separator"
+		printf '%s\n' "$line" | json_string
+		separator=,
+	done
+	printf ']'
+}
+
+meminfo() {
+	awk -v key="$1:" '$1 == key { print $2 }' "$root/proc/meminfo"
+}
+
+uptime_s() {
+	read -r seconds _ <"$root/proc/uptime"
+	printf '%s' "$seconds"
+}
+
+erofs_mounts() {
+	awk '{ for (i = 7; i < NF; i++) if ($i == "-") { if ($(i + 1) == "erofs") print; break } }' "$root/proc/1/mountinfo"
+}
+
+# Each mounted EROFS has a folder there, also one that no path leads to.
+erofs_sysfs() {
+	for dir in "$root"/sys/fs/erofs/*/; do
+		dir=${dir%/}
+		case ${dir##*/} in
+		features | '*') ;;
+		*) printf '%s\n' "${dir##*/}" ;;
+		esac
+	done
+}
+
+root_options() {
+	awk '$5 == "/" { options = $6 } END { printf "%s", options }' "$root/proc/1/mountinfo"
+}
+
+# What checked the root filesystem, empty if nothing did.
+fsck_root() {
+	for unit in systemd-fsck-root.service systemd-fsck-usr.service; do
+		systemctl show --property=ExecMainStartTimestampMonotonic,Result,ExecMainStatus "$unit" 2>/dev/null |
+			awk -F= -v unit="$unit" '
+				{ value[$1] = $2 }
+				END {
+					if (value["ExecMainStartTimestampMonotonic"] + 0 > 0)
+						print unit, value["Result"], value["ExecMainStatus"]
+				}
+			'
+	done
+	if [ -e "$root/run/initramfs/fsck-root" ]; then
+		echo 'initramfs-tools fsck-root'
+		cat "$root/run/initramfs/fsck.log" 2>/dev/null
+	fi
+}
+
+record() {
+	file=$root/run/initoverlayfs/boot.json
+	text=
+	[ ! -e "$file" ] || text=$(tr -d "\n" <"$file")
+	case $text in
+	'{'*'}') printf '%s' "$text" ;;
+	*) printf 'null' ;;
+	esac
+}
+
+done_event() {
+	first=$(meminfo MemAvailable)
+	sleep 1
+	second=$(meminfo MemAvailable)
+	sleep 1
+	third=$(meminfo MemAvailable)
+	median=$(printf '%s\n' "$first" "$second" "$third" | sort -n | sed -n 2p)
+	printf '{"event":"done","ok":true'
+	printf ',"uptime_s":%s' "$reached"
+	printf ',"mem_available_kb":%s,"mem_samples_kb":[%s,%s,%s]' "$median" "$first" "$second" "$third"
+	printf ',"mem_total_kb":%s' "$(meminfo MemTotal)"
+	printf ',"record":%s' "$(record)"
+	printf ',"mountinfo":%s' "$(json_string <"$root/proc/1/mountinfo")"
+	printf ',"erofs_mounts":%s' "$(erofs_mounts | json_array)"
+	printf ',"erofs_sysfs":%s' "$(erofs_sysfs | json_array)"
+	printf ',"root_options":%s' "$(root_options | json_string)"
+	printf ',"fsck":%s' "$(fsck_root | json_string)"
+	printf ',"failed_units":%s' "$(systemctl --failed --plain --no-legend --quiet 2>/dev/null | awk '{ print $1 }' | json_array)"
+	printf '}\n'
+}
+
+reached=$(uptime_s)
+case ${1:-} in
+--print)
+	done_event
+	exit
+	;;
+esac
+
+events=
+read -r cmdline </proc/cmdline
+for word in $cmdline; do
+	case $word in
+	vmtest.events=*) events=/dev/${word#*=} ;;
+	esac
+done
+if [ ! -c "$events" ]; then
+	echo "vmtest-agent: no serial port ${events:-named}" >&2
+	exit 1
+fi
+# Raw, so that the terminal changes nothing.
+stty -F "$events" raw -echo
+{
+	printf '{"event":"multi-user","uptime_s":%s}\n' "$reached"
+	done_event
+} >"$events"
+echo 'vmtest-agent: reported, powering off' >/dev/console
+# The closing of the port has waited until the host had every byte.
+systemctl poweroff --force --force
