@@ -1,0 +1,219 @@
+package builder
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+
+	"initoverlayfs/initrd/bootconf"
+	"initoverlayfs/initrd/cpio"
+	"initoverlayfs/initrd/erofs"
+)
+
+// Source is the full tree: an initramfs archive or a directory.
+type Source struct {
+	Archive string
+	Dir     string
+}
+
+// Path is the one that is set.
+func (s Source) Path() string {
+	if s.Dir != "" {
+		return s.Dir
+	}
+	return s.Archive
+}
+
+// SourceAt tells an archive from a directory by looking.
+func SourceAt(path string) (Source, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return Source{}, err
+	}
+	if info.IsDir() {
+		return Source{Dir: path}, nil
+	}
+	return Source{Archive: path}, nil
+}
+
+// Image describes an image that was written.
+type Image struct {
+	erofs.Superblock
+	SizeBytes int64
+	SHA256    string
+}
+
+// CreateImage writes the image of a source into the file out, which appears
+// complete or not at all. epoch is the earliest time, in seconds, that the
+// image may have as its own.
+func CreateImage(ctx context.Context, src Source, out string, p Producer, o ImageOptions, epoch int64) (Image, error) {
+	tree, err := readTree(ctx, src, p, o)
+	if err != nil {
+		return Image{}, err
+	}
+	defer tree.close()
+	files := pendingFiles{dir: filepath.Dir(out)}
+	defer files.discard()
+	f, err := files.create(filepath.Base(out), privateMode)
+	if err != nil {
+		return Image{}, err
+	}
+	image, err := tree.writeImage(ctx, f, epoch)
+	if err != nil {
+		return Image{}, fmt.Errorf("write image of %s: %w", src.Path(), err)
+	}
+	return image, files.publish()
+}
+
+// fullTree is a source that was read, with its contents in an image writer.
+type fullTree struct {
+	*cpio.Tree
+	contents *digestStore
+	writer   ImageWriter
+	identity string // of the producer and its options
+	sha256   string // of the archive
+}
+
+// readTree reads a source once, from its beginning to its end.
+func readTree(ctx context.Context, src Source, p Producer, o ImageOptions) (_ *fullTree, err error) {
+	version, err := p.Version(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w, err := p.Begin(o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("read %s: %w", src.Path(), err), w.Close())
+		}
+	}()
+	t := &fullTree{
+		contents: &digestStore{ctx: ctx, Store: w, sums: make(map[int64][sha256.Size]byte)},
+		writer:   w,
+		identity: fmt.Sprintf("%s %s %d", version, o.Compress, o.PclusterBytes),
+	}
+	if src.Dir != "" {
+		t.Tree, err = readDir(src.Dir, t.contents)
+		return t, err
+	}
+	f, err := os.Open(src.Archive)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if t.Tree, err = cpio.ReadTree(cpio.NewReader(io.TeeReader(f, h)), t.contents); err != nil {
+		return nil, err
+	}
+	// The reader may stop before the padding at the end.
+	if _, err := io.Copy(h, f); err != nil {
+		return nil, err
+	}
+	t.sha256 = sum(h)
+	return t, nil
+}
+
+func (t *fullTree) close() error { return t.writer.Close() }
+
+// writeImage writes the image into the empty file f and reads back what it got.
+func (t *fullTree) writeImage(ctx context.Context, f *os.File, epoch int64) (Image, error) {
+	uuid, newest := t.imageUUID(epoch)
+	if err := t.writer.Write(ctx, f.Name(), t.Tree, uuid, newest); err != nil {
+		return Image{}, err
+	}
+	image, err := InspectImage(f)
+	if err != nil {
+		return Image{}, err
+	}
+	if image.UUID != uuid {
+		return Image{}, fmt.Errorf("the image has UUID %s, not %s", image.UUID, uuid)
+	}
+	return image, nil
+}
+
+// InspectImage reads an image's superblock and digest.
+func InspectImage(f *os.File) (Image, error) {
+	sb, err := erofs.ReadSuperblock(f)
+	if err != nil {
+		return Image{}, fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	h := sha256.New()
+	n, err := io.Copy(h, io.NewSectionReader(f, 0, 1<<62))
+	if err != nil {
+		return Image{}, err
+	}
+	if n < sb.Size() {
+		return Image{}, fmt.Errorf("%s has %d of %d bytes: %w", f.Name(), n, sb.Size(), io.ErrUnexpectedEOF)
+	}
+	return Image{Superblock: sb, SizeBytes: n, SHA256: sum(h)}, nil
+}
+
+// imageUUID derives the image's identity from all that decides its bytes: every
+// path with its attributes and content, the producer and its options, and the
+// time that the image has as its own. That time is the newest in the tree, or
+// epoch if that is later, so that no file's time has to be clamped to it.
+func (t *fullTree) imageUUID(epoch int64) (bootconf.UUID, int64) {
+	h := sha256.New()
+	fmt.Fprintf(h, "initoverlayfs image 1\n%s\n", t.identity)
+	newest := epoch
+	first := make(map[*cpio.Node]string)
+	_ = t.Walk(func(path string, n *cpio.Node) error {
+		newest = max(newest, n.MTime)
+		if other, ok := first[n]; ok {
+			fmt.Fprintf(h, "%q link %q\n", path, other)
+			return nil
+		}
+		first[n] = path
+		fmt.Fprintf(h, "%q %o %d %d %d", path, n.Mode, n.UID, n.GID, n.MTime)
+		switch n.Type() {
+		case cpio.TypeRegular:
+			fmt.Fprintf(h, " %d", n.Size)
+			if n.Size > 0 {
+				digest := t.contents.sums[n.Ref]
+				fmt.Fprintf(h, " %x", digest)
+			}
+		case cpio.TypeSymlink:
+			fmt.Fprintf(h, " %q", n.Target)
+		case cpio.TypeChar, cpio.TypeBlock:
+			fmt.Fprintf(h, " %d:%d", n.RDevMajor, n.RDevMinor)
+		}
+		fmt.Fprintln(h)
+		return nil
+	})
+	fmt.Fprintf(h, "%d\n", newest)
+	var u bootconf.UUID
+	copy(u[:], h.Sum(nil))
+	u[6] = u[6]&0x0f | 0x80 // version 8, vendor-specific; RFC 9562
+	u[8] = u[8]&0x3f | 0x80 // variant
+	return u, newest
+}
+
+// digestStore takes the digest of every content on its way into a store, and
+// ends the reading when its context does.
+type digestStore struct {
+	cpio.Store
+	ctx  context.Context
+	sums map[int64][sha256.Size]byte
+}
+
+func (s *digestStore) Put(body io.Reader, size int64) (int64, error) {
+	if err := s.ctx.Err(); err != nil {
+		return 0, err
+	}
+	h := sha256.New()
+	ref, err := s.Store.Put(io.TeeReader(body, h), size)
+	if err == nil {
+		s.sums[ref] = [sha256.Size]byte(h.Sum(nil))
+	}
+	return ref, err
+}
+
+func sum(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)) }

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"initoverlayfs/builder"
+)
+
+func (a *app) imageCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "image",
+		Short: "Make and inspect EROFS images",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			return usageErrorf("image: no command given")
+		},
+	}
+	cmd.AddCommand(a.imageCreateCommand(), a.imageInfoCommand())
+	return cmd
+}
+
+// layoutFlags are the flags that decide over an image's bytes.
+type layoutFlags struct {
+	compress string
+	pcluster int
+	mkfs     string
+}
+
+func (l *layoutFlags) add(f *pflag.FlagSet) {
+	d := builder.DefaultImageOptions()
+	f.StringVar(&l.compress, "image-compress", d.Compress.String(), "`ALGORITHM` of the image: lz4hc[,LEVEL], lz4 or none")
+	f.IntVar(&l.pcluster, "pcluster", d.PclusterBytes, "largest compressed cluster in `BYTES`, a power of two")
+	f.StringVar(&l.mkfs, "mkfs", "mkfs.erofs", "image `PRODUCER`")
+}
+
+func (l *layoutFlags) options() (builder.Producer, builder.ImageOptions, error) {
+	producer, err := builder.ProducerNamed(l.mkfs)
+	if err != nil {
+		return nil, builder.ImageOptions{}, usageErrorf("--mkfs: %v", err)
+	}
+	o := builder.ImageOptions{PclusterBytes: l.pcluster}
+	if o.Compress, err = builder.ParseImageCompression(l.compress); err != nil {
+		return nil, o, usageErrorf("--image-compress: %v", err)
+	}
+	if err := o.Check(); err != nil {
+		return nil, o, usageErrorf("--pcluster: %v", err)
+	}
+	return producer, o, nil
+}
+
+func (a *app) imageCreateCommand() *cobra.Command {
+	var layout layoutFlags
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "create SRC OUT",
+		Short: "Make the image of a directory or of an initramfs archive",
+		Long: "Make the EROFS image OUT of SRC, a directory or an initramfs archive in any\n" +
+			"compression that the kernel knows. OUT appears complete or not at all. Root\n" +
+			"is not needed: owners and device nodes of an archive are kept.",
+		Args: cobra.ExactArgs(2),
+		RunE: a.verb(func(ctx context.Context, args []string) error {
+			producer, options, err := layout.options()
+			if err != nil {
+				return err
+			}
+			epoch, err := a.sourceDateEpoch()
+			if err != nil {
+				return err
+			}
+			src, err := builder.SourceAt(args[0])
+			if err != nil {
+				return err
+			}
+			a.progress("making the image of %s", args[0])
+			image, err := builder.CreateImage(ctx, src, args[1], producer, options, epoch)
+			if err != nil {
+				return err
+			}
+			return a.printImage(args[1], image, asJSON)
+		}),
+	}
+	layout.add(cmd.Flags())
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the image's description as JSON")
+	return cmd
+}
+
+func (a *app) imageInfoCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "info IMAGE",
+		Short: "Print what the superblock of an image says",
+		Args:  cobra.ExactArgs(1),
+		RunE: a.verb(func(_ context.Context, args []string) error {
+			f, err := os.Open(args[0])
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			image, err := builder.InspectImage(f)
+			if err != nil {
+				return err
+			}
+			return a.printImage(args[0], image, asJSON)
+		}),
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// imageJSON is the document of `image info --json`.
+type imageJSON struct {
+	File       string   `json:"file"`
+	Size       int64    `json:"size"` // bytes
+	UUID       string   `json:"uuid"`
+	SHA256     string   `json:"sha256"`
+	VolumeName string   `json:"volume_name"`
+	BlockSize  int64    `json:"block_size"` // bytes
+	Blocks     uint64   `json:"blocks"`
+	Inodes     uint64   `json:"inodes"`
+	BuildTime  int64    `json:"build_time"` // seconds since 1970
+	Features   []string `json:"features"`
+	DAX        bool     `json:"dax"` // nothing in it is compressed
+}
+
+func (a *app) printImage(path string, image builder.Image, asJSON bool) error {
+	doc := imageJSON{
+		File:       path,
+		Size:       image.SizeBytes,
+		UUID:       image.UUID.String(),
+		SHA256:     image.SHA256,
+		VolumeName: image.VolumeName,
+		BlockSize:  image.BlockSize(),
+		Blocks:     image.Blocks,
+		Inodes:     image.Inos,
+		BuildTime:  image.BuildTime,
+		Features:   image.Features(),
+		DAX:        !image.Compressed(),
+	}
+	if asJSON {
+		return a.printJSON(doc)
+	}
+	built := time.Unix(doc.BuildTime, int64(image.BuildTimeNsec)).UTC().Format(time.RFC3339)
+	for _, row := range [][2]string{
+		{"file", doc.File},
+		{"size", fmt.Sprintf("%d bytes", doc.Size)},
+		{"uuid", doc.UUID},
+		{"sha256", doc.SHA256},
+		{"volume", doc.VolumeName},
+		{"blocks", fmt.Sprintf("%d of %d bytes", doc.Blocks, doc.BlockSize)},
+		{"inodes", fmt.Sprint(doc.Inodes)},
+		{"built", built},
+		{"features", strings.Join(doc.Features, " ")},
+	} {
+		if row[1] == "" {
+			continue
+		}
+		if _, err := fmt.Fprintf(a.stdout, "%-10s%s\n", row[0], row[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
