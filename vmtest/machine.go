@@ -171,9 +171,11 @@ func (m *Machine) Args() ([]string, error) {
 		memory += ",maxmem=" + strconv.Itoa(m.memoryMiB()+extraMiB) + "M"
 	}
 	args = append(args, "-m", memory, "-smp", strconv.Itoa(max(m.CPUs, 1)))
+	// QEMU opens a file to append to without truncating it, which a descriptor
+	// that it was given would refuse.
 	args = append(args,
-		"-add-fd", "fd=3,set=3", "-chardev", "file,id=console,path=/dev/fdset/3", "-serial", "chardev:console",
-		"-add-fd", "fd=4,set=4", "-chardev", "file,id=events,path=/dev/fdset/4")
+		"-add-fd", "fd=3,set=3", "-chardev", "file,id=console,path=/dev/fdset/3,append=on", "-serial", "chardev:console",
+		"-add-fd", "fd=4,set=4", "-chardev", "file,id=events,path=/dev/fdset/4,append=on")
 	args = append(args, a.eventsDevice...)
 	args = append(args, "-kernel", m.Kernel)
 	if m.Initrd != "" {
