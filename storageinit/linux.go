@@ -25,15 +25,20 @@ func (l *Linux) Now() int64 {
 	return ts.Nano() / 1000
 }
 
-// Log writes to /dev/kmsg, and before devtmpfs is mounted to the console.
+// OpenLog opens /dev/kmsg.
+func (l *Linux) OpenLog() error {
+	fd, err := unix.Open("/dev/kmsg", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		l.kmsg = fd
+	}
+	return err
+}
+
+// Log writes to the kernel log, and before that is open to the console.
 func (l *Linux) Log(level int, line string) {
 	if l.kmsg == 0 {
-		fd, err := unix.Open("/dev/kmsg", unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			_, _ = unix.Write(2, []byte(line+"\n"))
-			return
-		}
-		l.kmsg = fd
+		_, _ = unix.Write(2, []byte(line+"\n"))
+		return
 	}
 	// A record of the kernel log ends at about 1000 bytes.
 	const maxLine = 900
@@ -238,10 +243,18 @@ func (l *Linux) CPUs() int { return runtime.NumCPU() }
 func (l *Linux) LoadModule(path, options string) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return failed("open", err)
 	}
 	defer unix.Close(fd)
-	return unix.FinitModule(fd, options, 0)
+	// What these two mean here is not what their texts say.
+	switch err := unix.FinitModule(fd, options, 0); err {
+	case unix.ENOENT:
+		return errors.New("it needs a symbol that no loaded module has")
+	case unix.ENOEXEC:
+		return errors.New("it is not for this kernel")
+	default:
+		return err
+	}
 }
 
 // EnterRoot moves the mount newRoot over the root directory, which in rootfs

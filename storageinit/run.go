@@ -73,6 +73,9 @@ func (b *boot) run() error {
 	if err := b.mountKernelFilesystems(); err != nil {
 		return err
 	}
+	if err := b.sys.OpenLog(); err != nil {
+		b.log(levelWarn, "open the kernel log: "+err.Error())
+	}
 	b.armPanicTimeout()
 	if err := b.configure(); err != nil {
 		return err

@@ -8,6 +8,8 @@ import "io"
 type System interface {
 	// Now is the monotonic clock in microseconds.
 	Now() int64
+	// OpenLog opens the kernel log, which must happen while /dev is in reach.
+	OpenLog() error
 	// Log writes one line to the kernel log with one of the log levels below.
 	Log(level int, line string)
 	// Args and Environ are the arguments and the environment of PID 1.
