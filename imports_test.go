@@ -57,13 +57,14 @@ var machinery = []string{"net", "os", "plugin", "syscall", "golang.org/x/sys"}
 var storageInitDeps = []string{
 	"bytes",
 	"cmp",
-	"encoding",
 	"encoding/binary",
 	"errors",
 	"golang.org/x/sys/unix",
 	"initoverlayfs/cmd/storage-init",
 	"initoverlayfs/initrd/bootconf",
 	"initoverlayfs/storageinit",
+	"initoverlayfs/storageinit/probe",
+	"initoverlayfs/storageinit/switchroot",
 	"io",
 	"iter",
 	"math",
@@ -74,15 +75,14 @@ var storageInitDeps = []string{
 	"sort",
 	"strconv",
 	"strings",
-	"structs",
 	"sync",
 	"sync/atomic",
 	"syscall",
 	"time",
 	"unicode",
+	"unicode/utf16",
 	"unicode/utf8",
 	"unsafe",
-	"weak",
 }
 
 // storageInitNever must not even be added to storageInitDeps.
