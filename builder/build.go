@@ -1,0 +1,402 @@
+package builder
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"debug/elf"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"initoverlayfs/builder/kmod"
+	"initoverlayfs/initrd/bootconf"
+	"initoverlayfs/initrd/compress"
+	"initoverlayfs/initrd/cpio"
+)
+
+// Options are what a build is made from.
+type Options struct {
+	KernelVersion string
+	Arch          string // as Go names it
+	Source        Source
+	// ModulesDir is the kernel's module directory; empty: lib/modules/V, then
+	// usr/lib/modules/V.
+	ModulesDir string
+	// KernelConfig is the file with the kernel's build configuration; empty:
+	// looked for beside the modules and in boot.
+	KernelConfig string
+	OutputDir    string
+	StorageInit  string // the program; empty: see FindStorageInit
+
+	// Config is the configuration of storage-init; the build sets the image's
+	// identity, and FS if it is empty.
+	Config bootconf.Config
+
+	Producer Producer
+	Image    ImageOptions
+
+	Compress             compress.Format // of the mini-initramfs
+	Modules              []string        // further modules
+	Storage              []string        // driver sets
+	HostOnly             bool            // the drivers of this machine's boot filesystem
+	StripModuleSignature bool
+	FirmwareDirs         []string // empty: those of the system that has the modules
+
+	// Epoch is the value of SOURCE_DATE_EPOCH, in seconds.
+	Epoch       int64
+	ToolVersion string
+
+	// Progress, if set, is told what begins; Warn what is doubtful.
+	Progress, Warn func(string)
+}
+
+// Names of the files that a build writes.
+func miniName(kver string) string     { return "initramfs-" + kver + ".img" }
+func imageName(kver string) string    { return "initoverlayfs-" + kver + ".img" }
+func manifestName(kver string) string { return "initoverlayfs-" + kver + ".json" }
+
+// Build turns a full tree into a mini-initramfs, an image and a manifest in the
+// output directory. They appear when all of them are complete, the manifest
+// last; a build that fails leaves the directory as it was.
+func Build(ctx context.Context, o Options) (*bootconf.Manifest, error) {
+	if o.Progress == nil {
+		o.Progress = func(string) {}
+	}
+	if o.Warn == nil {
+		o.Warn = func(string) {}
+	}
+	if o.KernelVersion == "" || strings.ContainsAny(o.KernelVersion, "/\x00") || strings.HasPrefix(o.KernelVersion, ".") {
+		return nil, fmt.Errorf("bad kernel version %q", o.KernelVersion)
+	}
+	program, err := FindStorageInit(o.StorageInit, o.Arch)
+	if err != nil {
+		return nil, err
+	}
+	mini, err := o.miniOptions(program)
+	if err != nil {
+		return nil, err
+	}
+	if slices.Contains(mini.Config.Backends, bootconf.PmemDAX) && !o.Image.Compress.DAX() {
+		return nil, errors.New("backend pmem-dax needs an uncompressed image")
+	}
+	// What the kernel lacks is known before the long part begins.
+	if _, err := planModules(&mini); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(o.OutputDir, 0o755); err != nil {
+		return nil, err
+	}
+
+	o.Progress("reading " + o.Source.Path())
+	tree, err := readTree(ctx, o.Source, o.Producer, o.Image)
+	if err != nil {
+		return nil, err
+	}
+	defer tree.close()
+	return o.build(ctx, tree, program, mini)
+}
+
+// build converts a tree that was read.
+func (o *Options) build(ctx context.Context, tree *fullTree, program string, mini MiniOptions) (*bootconf.Manifest, error) {
+	kind := KindOf(tree.Tree)
+	if kind == bootconf.KindUnknown {
+		o.Warn("it is not known what made " + o.Source.Path() + "; its hand-over to the real root is left as it is, " +
+			"and fails if it insists on a ramfs or tmpfs root")
+	}
+	if n := len(tree.Dropped); n > 0 {
+		o.Warn(fmt.Sprintf("%d entries of %s are left out, as the kernel leaves them out; the first: %s",
+			n, o.Source.Path(), tree.Dropped[0]))
+	}
+	changes, err := replaceSwitchRoot(tree.Tree, tree.contents, kind, program)
+	if err != nil {
+		return nil, err
+	}
+	files := pendingFiles{dir: o.OutputDir}
+	defer files.discard()
+	imageFile, err := files.create(imageName(o.KernelVersion), privateMode)
+	if err != nil {
+		return nil, err
+	}
+	miniFile, err := files.create(miniName(o.KernelVersion), privateMode)
+	if err != nil {
+		return nil, err
+	}
+	manifestFile, err := files.create(manifestName(o.KernelVersion), publicMode)
+	if err != nil {
+		return nil, err
+	}
+
+	o.Progress("making the image")
+	image, err := tree.writeImage(ctx, imageFile, o.Epoch)
+	if err != nil {
+		return nil, fmt.Errorf("image of %s: %w", o.Source.Path(), err)
+	}
+
+	o.Progress("making the mini-initramfs")
+	mini.Config.ImageUUID = image.UUID
+	mini.Config.ImageSize = image.SizeBytes
+	if slices.Contains(mini.Config.Backends, bootconf.Embedded) {
+		mini.Image = io.NewSectionReader(imageFile, 0, image.SizeBytes)
+	}
+	h := sha256.New()
+	modules, err := WriteMini(io.MultiWriter(miniFile, h), mini)
+	if err != nil {
+		return nil, err
+	}
+	miniInfo, err := miniFile.Stat()
+	if err != nil {
+		return nil, err
+	}
+
+	m := &bootconf.Manifest{
+		Format:        bootconf.ManifestFormat,
+		KernelVersion: o.KernelVersion,
+		Arch:          o.Arch,
+		ToolVersion:   o.ToolVersion,
+		Source: bootconf.ManifestSource{
+			Path:   filepath.Base(o.Source.Path()),
+			SHA256: tree.sha256,
+			Kind:   kind,
+		},
+		Image: bootconf.ManifestImage{
+			File:     imageName(o.KernelVersion),
+			Size:     image.SizeBytes,
+			UUID:     image.UUID.String(),
+			SHA256:   image.SHA256,
+			Features: image.Features(),
+			DAX:      o.Image.Compress.DAX(),
+		},
+		Mini: bootconf.ManifestMini{
+			File:    miniName(o.KernelVersion),
+			Size:    miniInfo.Size(),
+			SHA256:  sum(h),
+			Modules: make([]string, len(modules)),
+		},
+		Changes: changes,
+	}
+	for i := range modules {
+		m.Mini.Modules[i] = modules[i].String()
+	}
+	if m.Changes == nil {
+		m.Changes = []bootconf.Change{} // a list in JSON, not null
+	}
+	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := manifestFile.Write(append(text, '\n')); err != nil {
+		return nil, err
+	}
+	return m, files.publish()
+}
+
+// ReadManifest reads a manifest of a build and checks that it is one that this
+// version knows.
+func ReadManifest(path string) (*bootconf.Manifest, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	m := new(bootconf.Manifest)
+	if err := json.Unmarshal(text, m); err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", path, err)
+	}
+	if m.Format != bootconf.ManifestFormat {
+		return nil, fmt.Errorf("manifest %s: format %d; this program knows %d", path, m.Format, bootconf.ManifestFormat)
+	}
+	for _, name := range []string{m.Image.File, m.Mini.File} {
+		if name == "" || filepath.Base(name) != name {
+			return nil, fmt.Errorf("manifest %s: bad file name %q", path, name)
+		}
+	}
+	return m, nil
+}
+
+// MiniConfig reads the configuration that a mini-initramfs holds.
+func MiniConfig(path string) (bootconf.Config, error) {
+	c := bootconf.Default()
+	f, err := os.Open(path)
+	if err != nil {
+		return c, err
+	}
+	defer f.Close()
+	r := cpio.NewReader(f)
+	for {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return c, fmt.Errorf("%s: has no %s, so it is not a mini-initramfs", path, bootconf.ConfigPath)
+		}
+		if err != nil {
+			return c, fmt.Errorf("read %s: %w", path, err)
+		}
+		if "/"+h.Name != bootconf.ConfigPath {
+			continue
+		}
+		var text bytes.Buffer
+		if _, err := io.Copy(&text, io.LimitReader(r, 1<<20)); err != nil {
+			return c, fmt.Errorf("read %s: %w", path, err)
+		}
+		if problems := c.ReadFile(text.String()); len(problems) > 0 {
+			return c, fmt.Errorf("%s: %s: %w", path, bootconf.ConfigPath, problems[0])
+		}
+		return c, nil
+	}
+}
+
+// storageInitName is the program that becomes PID 1.
+const storageInitName = "storage-init"
+
+// MissingStorageInitError is returned when there is no storage-init.
+type MissingStorageInitError struct{ Tried []string }
+
+func (e *MissingStorageInitError) Error() string {
+	return storageInitName + " is not in " + strings.Join(e.Tried, ", ")
+}
+
+// Hint says how to get it.
+func (e *MissingStorageInitError) Hint() string {
+	return "build it with `make build`, or name it with --storage-init"
+}
+
+// FindStorageInit gives the path of the storage-init program: the one that is
+// named, or else the one beside this program or in /usr/lib/initoverlayfs. It
+// has to be a static executable for arch, because the mini-initramfs has no
+// libraries.
+func FindStorageInit(named, arch string) (string, error) {
+	if named != "" {
+		return named, checkProgram(named, arch)
+	}
+	var tried []string
+	if self, err := os.Executable(); err == nil {
+		tried = append(tried, filepath.Join(filepath.Dir(self), storageInitName))
+	}
+	tried = append(tried, filepath.Join("/usr/lib/initoverlayfs", storageInitName))
+	for _, path := range tried {
+		if _, err := os.Stat(path); err == nil {
+			return path, checkProgram(path, arch)
+		}
+	}
+	return "", &MissingStorageInitError{tried}
+}
+
+var elfMachines = map[string]elf.Machine{
+	"386":     elf.EM_386,
+	"amd64":   elf.EM_X86_64,
+	"arm":     elf.EM_ARM,
+	"arm64":   elf.EM_AARCH64,
+	"loong64": elf.EM_LOONGARCH,
+	"ppc64le": elf.EM_PPC64,
+	"riscv64": elf.EM_RISCV,
+	"s390x":   elf.EM_S390,
+}
+
+func checkProgram(path, arch string) error {
+	machine, ok := elfMachines[arch]
+	if !ok {
+		return fmt.Errorf("unknown architecture %q", arch)
+	}
+	f, err := elf.Open(path)
+	if err != nil {
+		return fmt.Errorf("program %s: %w", path, err)
+	}
+	defer f.Close()
+	if f.Machine != machine {
+		return fmt.Errorf("program %s is for %v, not for %s", path, f.Machine, arch)
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return fmt.Errorf("program %s is not static", path)
+		}
+	}
+	return nil
+}
+
+// miniOptions are those of the mini-initramfs without what only the image
+// tells.
+func (o *Options) miniOptions(program string) (MiniOptions, error) {
+	dir := o.ModulesDir
+	if dir == "" {
+		dir = filepath.Join("/lib/modules", o.KernelVersion)
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			dir = filepath.Join("/usr/lib/modules", o.KernelVersion)
+		}
+	}
+	index, err := kmod.Open(dir, o.KernelVersion)
+	if err != nil {
+		return MiniOptions{}, err
+	}
+	var config []byte
+	if o.KernelConfig != "" {
+		config, err = os.ReadFile(o.KernelConfig)
+	} else {
+		config, err = FindKernelConfig(dir, o.KernelVersion)
+	}
+	if err != nil {
+		return MiniOptions{}, err
+	}
+	if len(config) == 0 {
+		o.Warn("the configuration of kernel " + o.KernelVersion + " was not found; its version tells what it can do")
+	}
+	mini := MiniOptions{
+		Modules:         index,
+		KernelConfig:    config,
+		Config:          o.Config,
+		ImageCompressed: !o.Image.Compress.DAX(),
+		Storage:         o.Storage,
+		Hostonly:        o.HostOnly,
+		ExtraModules:    o.Modules,
+		StripSignatures: o.StripModuleSignature,
+		FirmwareDirs:    o.FirmwareDirs,
+		StorageInit:     program,
+		Compress:        o.Compress,
+		Epoch:           o.Epoch,
+	}
+	if len(mini.FirmwareDirs) == 0 {
+		mini.FirmwareDirs = firmwareDirs(dir, o.KernelVersion)
+	}
+	if o.Config.Auto && slices.Equal(o.Config.Backends, bootconf.AutoOrder) {
+		mini.Config.Backends = o.autoBackends(index, config)
+	}
+	if mini.Config.FS == "" && slices.ContainsFunc(mini.Config.Backends, bootconf.Backend.OnBootfs) {
+		mini.Config.FS = "/" + imageName(o.KernelVersion)
+	}
+	if o.Source.Archive != "" {
+		f, err := os.Open(o.Source.Archive)
+		if err != nil {
+			return MiniOptions{}, err
+		}
+		defer f.Close()
+		if mini.Early, err = EarlySegment(f, o.Epoch); err != nil {
+			return MiniOptions{}, fmt.Errorf("read %s: %w", o.Source.Archive, err)
+		}
+	}
+	return mini, nil
+}
+
+// autoBackends are the backends of a plain `auto`: those that the kernel can
+// serve and that this image suits. The embedded backend is not among them,
+// because a mini-initramfs that holds the image is no longer small.
+func (o *Options) autoBackends(index *kmod.Index, config []byte) []bootconf.Backend {
+	return slices.DeleteFunc(slices.Clone(bootconf.AutoOrder), func(b bootconf.Backend) bool {
+		return b == bootconf.Embedded || b == bootconf.PmemDAX && !o.Image.Compress.DAX() ||
+			CheckBackend(b, index, config) != nil
+	})
+}
+
+// firmwareDirs are the kernel's own, fw_path in drivers/base/firmware_loader,
+// below the root that holds the modules.
+func firmwareDirs(modulesDir, kver string) []string {
+	lib := filepath.Dir(filepath.Dir(modulesDir))
+	var dirs []string
+	for _, dir := range []string{"updates/" + kver, "updates", kver, ""} {
+		dirs = append(dirs, filepath.Join(lib, "firmware", dir))
+	}
+	return dirs
+}
