@@ -184,9 +184,11 @@ func (x *Index) readBuiltinModinfo() error {
 // KernelVersion is the version that the index was opened for.
 func (x *Index) KernelVersion() string { return x.kver }
 
-// Has reports whether name, which is no alias, is a module or built in.
+// Has reports whether the kernel has name, as a module, as an alias of one, or
+// built in.
 func (x *Index) Has(name string) bool {
-	return x.Builtin(name) || x.modules[Normalize(name)] != nil
+	_, err := x.resolve(name)
+	return err == nil
 }
 
 // Builtin reports whether name, which is no alias, is built into the kernel.

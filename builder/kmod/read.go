@@ -2,7 +2,6 @@ package kmod
 
 import (
 	"bytes"
-	"compress/gzip"
 	"debug/elf"
 	"encoding/binary"
 	"errors"
@@ -13,8 +12,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
+	"initoverlayfs/initrd/compress"
 )
 
 // maxModuleBytes bounds an unpacked module. The largest that distributions
@@ -45,26 +43,17 @@ func (x *Index) Read(module string) ([]byte, error) {
 	return data, nil
 }
 
+// formats are the compressions of modules by their last extension.
+var formats = map[string]compress.Format{
+	".ko": compress.None, ".xz": compress.XZ, ".gz": compress.Gzip, ".zst": compress.Zstd,
+}
+
 func unpack(ext string, packed []byte) ([]byte, error) {
-	var r io.Reader
-	var err error
-	switch ext {
-	case ".ko":
-		return packed, nil
-	case ".xz":
-		r, err = xz.NewReader(bytes.NewReader(packed))
-	case ".gz":
-		r, err = gzip.NewReader(bytes.NewReader(packed))
-	case ".zst":
-		var d *zstd.Decoder
-		d, err = zstd.NewReader(bytes.NewReader(packed), zstd.WithDecoderConcurrency(1))
-		if err == nil {
-			defer d.Close()
-		}
-		r = d
-	default:
+	format, ok := formats[ext]
+	if !ok {
 		return nil, fmt.Errorf("unknown compression %q", ext)
 	}
+	r, err := compress.NewReader(format, bytes.NewReader(packed))
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +61,7 @@ func unpack(ext string, packed []byte) ([]byte, error) {
 	if err == nil && len(data) > maxModuleBytes {
 		err = fmt.Errorf("more than %d bytes", maxModuleBytes)
 	}
-	return data, err
+	return data, errors.Join(err, r.Close())
 }
 
 // Firmware returns the firmware files that a module's .modinfo section names,

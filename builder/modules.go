@@ -1,0 +1,205 @@
+package builder
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"initoverlayfs/builder/kmod"
+	"initoverlayfs/initrd/bootconf"
+)
+
+// request is a module that the mini-initramfs needs, and the backends for
+// which; none means for every boot.
+type request struct {
+	module string
+	uses   []bootconf.Backend
+}
+
+// plan collects requests and what the kernel lacks.
+type plan struct {
+	o        *MiniOptions
+	x        *kmod.Index
+	config   kernelConfig
+	requests []request
+	missing  []string
+}
+
+// need requests modules; who needs them, the error message says.
+func (p *plan) need(who string, uses []bootconf.Backend, modules ...string) {
+	for _, m := range modules {
+		if !p.x.Has(m) {
+			p.missing = append(p.missing, "module "+m+" for "+who)
+			continue
+		}
+		p.requests = append(p.requests, request{m, uses})
+	}
+}
+
+// planModules decides which modules the mini-initramfs holds.
+func planModules(o *MiniOptions) ([]bootconf.Module, error) {
+	p := &plan{o: o, x: o.Modules, config: parseKernelConfig(o.KernelConfig)}
+	p.missing = lacking(p.config, p.x, "every boot", bootNeeds)
+	if n, ok := formatNeeds[o.Compress]; ok {
+		p.missing = append(p.missing, lacking(p.config, p.x, "an archive packed with "+string(o.Compress), []need{n})...)
+	}
+	if o.ImageCompressed {
+		p.missing = append(p.missing, lacking(p.config, p.x, "a compressed image", []need{compressedImageNeed})...)
+	}
+	var disk, bootfs, pmem []bootconf.Backend
+	for _, b := range o.Config.Backends {
+		lacks := lacking(p.config, p.x, "backend "+string(b), backendNeeds[b])
+		p.missing = append(p.missing, lacks...)
+		for _, n := range backendNeeds[b] {
+			if n.module != "" && len(lacks) == 0 {
+				p.need("backend "+string(b), []bootconf.Backend{b}, n.module)
+			}
+		}
+		switch {
+		case b == bootconf.Block:
+			disk = append(disk, b)
+		case b.OnBootfs():
+			disk, bootfs = append(disk, b), append(bootfs, b)
+		case b == bootconf.Pmem || b == bootconf.PmemDAX:
+			pmem = append(pmem, b)
+		}
+	}
+	for _, n := range bootNeeds {
+		if n.module != "" && p.x.Has(n.module) {
+			p.need("every boot", nil, n.module)
+		}
+	}
+	if len(bootfs) > 0 {
+		if err := p.filesystem(bootfs); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.storage(disk, pmem); err != nil {
+		return nil, err
+	}
+	p.need("every boot as chosen", nil, o.ExtraModules...)
+	if err := lacksError(p.x, p.missing); err != nil {
+		return nil, err
+	}
+	return p.modules()
+}
+
+// filesystem requests what mounts the boot filesystem. If its type is not
+// configured it may be ext4: one for every type that storage-init could find
+// would cost half a dozen modules at every boot.
+func (p *plan) filesystem(uses []bootconf.Backend) error {
+	name := p.o.Config.BootfsType
+	if name == "" {
+		name = filesystems[0].types[0]
+	}
+	i := slices.IndexFunc(filesystems, func(f filesystem) bool { return slices.Contains(f.types, name) })
+	if i < 0 {
+		var known []string
+		for _, f := range filesystems {
+			known = append(known, f.types...)
+		}
+		return fmt.Errorf("unknown bootfs type %q; known: %s", name, strings.Join(known, " "))
+	}
+	fs := filesystems[i]
+	who := "a boot filesystem of type " + name
+	p.need(who, uses, fs.module)
+	if fs.requests != nil {
+		p.need(who, uses, fs.requests(p.config, p.x)...)
+	}
+	return nil
+}
+
+// storage requests the drivers below the backends that read a disk and those
+// that read persistent memory.
+func (p *plan) storage(disk, pmem []bootconf.Backend) error {
+	sets, err := chooseSets(p.o.Storage, p.x)
+	if err != nil {
+		return err
+	}
+	isPmem := func(s driverSet) bool { return s.pmem }
+	if len(pmem) > 0 && !slices.ContainsFunc(sets, isPmem) && !slices.Contains(p.o.Storage, storageNone) {
+		memmap, err := chooseSets([]string{"memmap"}, p.x)
+		if err != nil {
+			return err
+		}
+		sets = append(sets, memmap...)
+	}
+	for _, s := range sets {
+		uses := disk
+		if s.pmem {
+			uses = pmem
+		}
+		if len(uses) == 0 {
+			continue
+		}
+		modules, missing := s.drivers(p.x)
+		for _, m := range missing {
+			p.missing = append(p.missing, m+" for storage "+s.name)
+		}
+		if len(missing) == 0 {
+			p.need("storage "+s.name, uses, modules...)
+		}
+	}
+	if len(disk) == 0 {
+		return nil
+	}
+	if p.o.Hostonly {
+		modules, err := p.o.hostModules()
+		if err != nil {
+			return err
+		}
+		p.need("this machine's boot device", disk, modules...)
+	}
+	if !p.o.Hostonly && len(p.o.Storage) == 0 {
+		return fmt.Errorf("no storage drivers are chosen for backend %s: --storage is one or more of %s",
+			bootconf.FormatBackends(disk, false), strings.Join(StorageNames(), " "))
+	}
+	if slices.Contains(p.o.Storage, storageAll) && !slices.ContainsFunc(sets, func(s driverSet) bool { return !s.pmem }) {
+		p.missing = append(p.missing, "every disk driver for storage all")
+	}
+	return nil
+}
+
+// modules turns the requests into the module list.
+func (p *plan) modules() ([]bootconf.Module, error) {
+	names := make([]string, len(p.requests))
+	for i, r := range p.requests {
+		names[i] = r.module
+	}
+	closure, err := p.x.Closure(skipSoftdep, names...)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]bootconf.Module, len(closure))
+	for i, m := range closure {
+		list[i] = bootconf.Module{
+			Level:      m.Level,
+			Uses:       p.uses(m.Requests),
+			Path:       "/lib/modules/" + m.Name + ".ko",
+			CPUFeature: m.CPUFeature,
+			CPUWithout: m.CPUWithout,
+		}
+		// As a module scsi_mod does not see the kernel's command line. Without
+		// this it would scan all that the host reaches.
+		if m.Name == "scsi_mod" && p.o.Config.SCSIAddr != "" {
+			list[i].Options = "scan=manual"
+		}
+	}
+	return list, nil
+}
+
+// uses joins the backends of the requests, in the order of the attempts.
+func (p *plan) uses(requests []int) []bootconf.Backend {
+	var uses []bootconf.Backend
+	for _, b := range p.o.Config.Backends {
+		for _, i := range requests {
+			if len(p.requests[i].uses) == 0 {
+				return nil
+			}
+			if slices.Contains(p.requests[i].uses, b) && !slices.Contains(uses, b) {
+				uses = append(uses, b)
+			}
+		}
+	}
+	return uses
+}
