@@ -105,14 +105,15 @@ func NewReader(f Format, r io.Reader) (io.ReadCloser, error) {
 	if !ok {
 		s = bufio.NewReader(r)
 	}
-	d, err := newDecoder(f, noEOF{s})
+	in := &input{source: s}
+	d, err := newDecoder(f, in)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", f, err)
+		return nil, fmt.Errorf("read %s: %w", f, in.cause(err))
 	}
-	return &reader{f, d}, nil
+	return &reader{f, in, d}, nil
 }
 
-func newDecoder(f Format, s source) (io.Reader, error) {
+func newDecoder(f Format, s *input) (io.Reader, error) {
 	switch f {
 	case Zstd:
 		return zstd.NewReader(newZstdFrame(s),
@@ -140,18 +141,38 @@ func newDecoder(f Format, s source) (io.Reader, error) {
 	return nil, fmt.Errorf("unknown compression %q", f)
 }
 
-// noEOF turns the end of the input into io.ErrUnexpectedEOF: a decoder asks
-// only for bytes that its segment must have.
-type noEOF struct{ source }
-
-func (s noEOF) Read(p []byte) (int, error) {
-	n, err := s.source.Read(p)
-	return n, unexpected(err)
+// input turns the end of the source into io.ErrUnexpectedEOF, because a decoder
+// asks only for bytes that its segment must have, and keeps the first error:
+// decoders may report something else after it.
+type input struct {
+	source
+	err error
 }
 
-func (s noEOF) ReadByte() (byte, error) {
-	b, err := s.source.ReadByte()
-	return b, unexpected(err)
+func (in *input) Read(p []byte) (int, error) {
+	n, err := in.source.Read(p)
+	return n, in.keep(err)
+}
+
+func (in *input) ReadByte() (byte, error) {
+	b, err := in.source.ReadByte()
+	return b, in.keep(err)
+}
+
+func (in *input) keep(err error) error {
+	err = unexpected(err)
+	if in.err == nil {
+		in.err = err
+	}
+	return err
+}
+
+// cause gives the error of the input, if there was one, else err.
+func (in *input) cause(err error) error {
+	if in.err != nil {
+		return in.err
+	}
+	return err
 }
 
 func unexpected(err error) error {
@@ -164,11 +185,15 @@ func unexpected(err error) error {
 // reader names the format in the errors of its decoder.
 type reader struct {
 	format  Format
+	in      *input
 	decoder io.Reader
 }
 
 func (r *reader) Read(p []byte) (int, error) {
 	n, err := r.decoder.Read(p)
+	if err != nil {
+		err = r.in.cause(err)
+	}
 	if err != nil && err != io.EOF {
 		err = fmt.Errorf("read %s: %w", r.format, err)
 	}
@@ -186,7 +211,7 @@ func (r *reader) Close() error {
 // it, and ends where the segment ends. It knows the headers of the format and
 // passes everything else unseen.
 type relay struct {
-	src  source
+	src  *input
 	head []byte       // parsed, not yet handed over
 	body int64        // bytes to hand over unseen, behind head
 	next func() error // parses on, into head and body; io.EOF at the end
@@ -195,7 +220,12 @@ type relay struct {
 
 func (r *relay) Read(p []byte) (int, error) {
 	for len(r.head) == 0 && r.body == 0 && r.err == nil {
-		r.err = r.next()
+		if r.err = r.next(); r.err != nil {
+			r.head = nil
+			if r.err != io.EOF {
+				r.src.keep(r.err)
+			}
+		}
 	}
 	if n := copy(p, r.head); n > 0 {
 		r.head = r.head[n:]
@@ -231,7 +261,7 @@ func NewWriter(f Format, w io.Writer) (io.WriteCloser, error) {
 			zstd.WithWindowSize(8<<20))
 	case XZ:
 		// The kernel knows no CRC64, the default of the format.
-		return xz.WriterConfig{CheckSum: xz.CRC32, Matcher: lzma.BinaryTree}.NewWriter(w)
+		return xz.WriterConfig{CheckSum: xz.CRC32}.NewWriter(w)
 	case Gzip:
 		return gzip.NewWriterLevel(w, gzip.BestCompression)
 	case LZ4:

@@ -23,7 +23,7 @@ const (
 	xzFilterLZMA2 = 0x21
 )
 
-func newXZStream(s source) *relay {
+func newXZStream(s *input) *relay {
 	x := &xzStream{relay: relay{src: s}}
 	x.next = x.header
 	return &x.relay

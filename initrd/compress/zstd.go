@@ -11,7 +11,7 @@ const zstdMagic = 0xfd2fb528
 // newZstdFrame relays the single zstd frame that begins at s (RFC 8878,
 // section 3.1.1). Frames that follow are segments of their own, as they are
 // for the kernel.
-func newZstdFrame(s source) *relay {
+func newZstdFrame(s *input) *relay {
 	r := &relay{src: s}
 	checksum, last := false, false
 	block := func() error {
