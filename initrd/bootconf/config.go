@@ -71,14 +71,17 @@ type Tag struct {
 	Value string
 }
 
-// ParseTag reads UUID=, LABEL=, PARTUUID=, PARTLABEL= or a path below /dev.
+// ParseTag reads UUID=, LABEL=, PARTUUID=, PARTLABEL= or a path below /dev. The
+// value of a tag may be in double quotes.
 func ParseTag(s string) (Tag, error) {
-	if strings.HasPrefix(s, "/dev/") && len(s) > len("/dev/") && !strings.Contains(s, "/../") {
+	if strings.HasPrefix(s, "/dev/") && len(s) > len("/dev/") && !hasDotDot(s) {
 		return Tag{TagPath, s}, nil
 	}
-	kind, value, ok := strings.Cut(s, "=")
-	if ok && value != "" {
-		value = strings.Trim(value, `"`)
+	kind, value, _ := strings.Cut(s, "=")
+	if n := len(value); n >= 2 && value[0] == '"' && value[n-1] == '"' {
+		value = value[1 : n-1]
+	}
+	if value != "" {
 		switch k := TagKind(kind); k {
 		case TagUUID, TagLabel, TagPartUUID, TagPartLabel:
 			return Tag{k, value}, nil
@@ -91,12 +94,17 @@ func ParseTag(s string) (Tag, error) {
 // IsZero reports whether t names nothing.
 func (t Tag) IsZero() bool { return t.Kind == "" }
 
-// String gives the tag as the configuration file has it.
+// String gives the tag as the configuration file has it: in quotes where the
+// value would not survive without.
 func (t Tag) String() string {
 	if t.Kind == TagPath || t.IsZero() {
 		return t.Value
 	}
-	return string(t.Kind) + "=" + t.Value
+	value := t.Value
+	if strings.TrimSpace(value) != value || strings.Trim(value, `"`) != value {
+		value = `"` + value + `"`
+	}
+	return string(t.Kind) + "=" + value
 }
 
 // FailureAction is what storage-init does after a fatal error.

@@ -111,6 +111,9 @@ func parseModule(line string) (Module, error) {
 	if cond, ok := strings.CutPrefix(rest, "cpu="); ok {
 		cond, rest, _ = strings.Cut(cond, " ")
 		m.CPUFeature, m.CPUWithout = strings.CutPrefix(cond, "!")
+		if _, err := strconv.ParseUint(m.CPUFeature, 16, 16); err != nil || len(m.CPUFeature) != 4 {
+			return m, errors.New("module " + path + ": bad CPU feature " + strconv.Quote(cond))
+		}
 	}
 	m.Options = rest
 	return m, nil
