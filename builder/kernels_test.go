@@ -1,0 +1,150 @@
+package builder
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"initoverlayfs/builder/kmod"
+	"initoverlayfs/initrd/bootconf"
+	"initoverlayfs/initrd/compress"
+	"initoverlayfs/vmtest/fixtures"
+)
+
+// What real kernels need, for every backend and bootfs type that they serve.
+func TestRealKernels(t *testing.T) {
+	for _, test := range []struct {
+		fixture string
+		refused []bootconf.Backend
+		// most modules for a raw partition on virtio: each is paid for at boot
+		most int
+	}{
+		{"kernel-6.1", []bootconf.Backend{bootconf.File}, 11},
+		{"kernel-6.12", nil, 5},
+		{"kernel-sid", nil, 5},
+	} {
+		t.Run(test.fixture, func(t *testing.T) {
+			kernel := fixtures.OpenKernel(t, test.fixture)
+			x, err := kmod.Open(kernel.Modules, kernel.Version)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, err := os.ReadFile(kernel.Config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			depends := map[string][]string{}
+			for _, b := range bootconf.AutoOrder {
+				if err := CheckBackend(b, x, text); (err != nil) != slices.Contains(test.refused, b) {
+					t.Errorf("CheckBackend(%s) = %v", b, err)
+				}
+				if slices.Contains(test.refused, b) {
+					continue
+				}
+				types := []string{""}
+				if b.OnBootfs() {
+					types = []string{"ext4", "xfs", "btrfs", "vfat"}
+				}
+				for _, fs := range types {
+					o := MiniOptions{
+						Modules: x, KernelConfig: text, Compress: compress.Zstd, ImageCompressed: b != bootconf.PmemDAX,
+						Config: config(t, "backend "+string(b), "bootfstype "+fs), Storage: []string{"virtio"},
+					}
+					modules, err := planModules(&o)
+					if err != nil {
+						t.Errorf("%s %s: %v", b, fs, err)
+						continue
+					}
+					if b == bootconf.Block && len(modules) > test.most {
+						t.Errorf("%s: %d modules; want at most %d: %v", b, len(modules), test.most, moduleLines(modules))
+					}
+					checkLoadable(t, x, modules, depends)
+				}
+			}
+			for _, s := range StorageNames() {
+				o := MiniOptions{
+					Modules: x, KernelConfig: text, Compress: compress.Zstd,
+					Config: config(t, "backend block"), Storage: []string{s},
+				}
+				modules, err := planModules(&o)
+				if err != nil {
+					// Not every kernel has every driver, but it must be that.
+					if !strings.Contains(err.Error(), "for storage "+s) {
+						t.Errorf("storage %s: %v", s, err)
+					}
+					continue
+				}
+				checkLoadable(t, x, modules, depends)
+			}
+		})
+	}
+}
+
+// checkLoadable compares the order with what the modules themselves say that
+// they depend on, and proves that all of it is there. depends keeps what was
+// read: unpacking takes long.
+func checkLoadable(t *testing.T, x *kmod.Index, modules []bootconf.Module, depends map[string][]string) {
+	t.Helper()
+	level := map[string]int{}
+	for _, m := range modules {
+		level[m.Name()] = m.Level
+	}
+	for _, m := range modules {
+		if _, ok := depends[m.Name()]; !ok {
+			data, err := x.Read(m.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, rest, ok := bytes.Cut(data, []byte("\x00depends="))
+			if !ok {
+				t.Fatalf("%s has no depends=", m.Path)
+			}
+			value, _, _ := bytes.Cut(rest, []byte{0})
+			depends[m.Name()] = strings.FieldsFunc(kmod.Normalize(string(value)), func(r rune) bool { return r == ',' })
+		}
+		for _, dep := range depends[m.Name()] {
+			if below, ok := level[dep]; ok && below >= m.Level {
+				t.Errorf("%s of level %d depends on %s of level %d", m.Path, m.Level, dep, below)
+			} else if !ok && !x.Builtin(dep) {
+				t.Errorf("%s depends on %s, which is not in the list", m.Path, dep)
+			}
+		}
+	}
+}
+
+// The size that is promised for Linux 6.1, less what storage-init itself takes.
+func TestModuleBytes(t *testing.T) {
+	kernel := fixtures.OpenKernel(t, "kernel-6.1")
+	x, err := kmod.Open(kernel.Modules, kernel.Version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(t.TempDir(), "storage-init")
+	if err := os.WriteFile(program, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		config []string
+		most   int
+	}{
+		{[]string{"backend block"}, 240_000},
+		{[]string{"backend loop", "bootfstype ext4"}, 800_000},
+	} {
+		o := MiniOptions{
+			Modules: x, Config: config(t, test.config...), Storage: []string{"virtio"},
+			StorageInit: program, Compress: compress.Zstd,
+		}
+		var b bytes.Buffer
+		modules, err := WriteMini(&b, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%v: %d modules, %d bytes", test.config, len(modules), b.Len())
+		if b.Len() > test.most {
+			t.Errorf("%v: %d bytes; want at most %d", test.config, b.Len(), test.most)
+		}
+	}
+}
