@@ -48,17 +48,17 @@ func (mkfsErofs) Version(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	text, err := exec.CommandContext(ctx, mkfs, "--help").CombinedOutput()
-	if m := mkfsVersion.FindSubmatch(text); m != nil {
-		return "mkfs.erofs " + string(m[1]), nil
+	// Old versions do not know the option, but name themselves before they say
+	// so.
+	text, err := exec.CommandContext(ctx, mkfs, "--version").CombinedOutput()
+	if ctx.Err() != nil {
+		return "", ctx.Err()
 	}
-	// Old versions name themselves only when they begin to work.
-	if text, _ := exec.CommandContext(ctx, mkfs, "--version").CombinedOutput(); err == nil {
-		if m := mkfsVersion.FindSubmatch(text); m != nil {
-			return "mkfs.erofs " + string(m[1]), nil
-		}
+	m := mkfsVersion.FindSubmatch(text)
+	if m == nil {
+		return "", errors.Join(fmt.Errorf("%s --version does not tell it", mkfs), err)
 	}
-	return "", fmt.Errorf("%s does not tell its version", mkfs)
+	return "mkfs.erofs " + string(m[1]), nil
 }
 
 func (mkfsErofs) Begin(o ImageOptions) (ImageWriter, error) {
