@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,12 +16,13 @@ import (
 	"time"
 )
 
-// proofTimeout bounds the boot that proves KVM. A kernel under a working KVM
-// comes to its panic for want of a root filesystem in about a second.
-const proofTimeout = 15 * time.Second
-
-// silence is how long a kernel under KVM may take to its first console line.
-const silence = 5 * time.Second
+const (
+	// proofTimeout bounds the boot that proves KVM. A kernel under a working
+	// KVM comes to its panic for want of a root filesystem in about a second.
+	proofTimeout = 15 * time.Second
+	// silence is how long a kernel under KVM may take to its first line.
+	silence = 5 * time.Second
+)
 
 // ResolveAccel decides the accelerator: KVM and TCG are taken as asked; Auto
 // is KVM when the machine's kernel really boots under it. What was found is
@@ -48,7 +50,7 @@ func (m *Machine) ResolveAccel(ctx context.Context) (accel Accel, reason string,
 	if p, ok := readProof(cache); ok {
 		return p.Accel, p.Reason, nil
 	}
-	p := m.proveKVM(ctx)
+	p := m.proveKVM(ctx, silence, proofTimeout)
 	if ctx.Err() != nil {
 		return "", "", fmt.Errorf("qemu: prove kvm: %w", context.Cause(ctx))
 	}
@@ -65,15 +67,15 @@ type proof struct {
 
 // proveKVM boots the kernel under KVM without an initramfs, to the panic that
 // this ends in.
-func (m *Machine) proveKVM(ctx context.Context) proof {
-	ctx, cancel := context.WithTimeout(ctx, proofTimeout)
+func (m *Machine) proveKVM(ctx context.Context, silence, timeout time.Duration) proof {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	spoke := false
 	quiet := time.AfterFunc(silence, cancel)
 	defer quiet.Stop()
 	trial := Machine{
 		Arch: m.Arch, QEMU: m.QEMU, Kernel: m.Kernel, CPU: m.CPU, Accel: KVM,
-		MemoryMiB: 512, Timeout: proofTimeout,
+		MemoryMiB: 512, Timeout: timeout, LogParent: m.LogParent,
 		OnLine: func(l Line) {
 			if l.Stamped && !spoke {
 				spoke = true
@@ -85,9 +87,15 @@ func (m *Machine) proveKVM(ctx context.Context) proof {
 	if r != nil && r.LogDir != "" {
 		_ = (&logs{dir: r.LogDir}).remove() // a trial's logs interest nobody
 	}
+	var failure *BootError
+	if errors.As(err, &failure) {
+		failure.LogDir = ""
+	}
 	switch {
 	case r != nil && r.Panic != "":
 		return proof{KVM, "the kernel boots under KVM"}
+	case errors.Is(err, ErrStart):
+		return proof{TCG, fmt.Sprintf("QEMU does not start under KVM: %v", err)}
 	case !spoke:
 		return proof{TCG, fmt.Sprintf("the kernel says nothing under KVM within %v", silence)}
 	default:

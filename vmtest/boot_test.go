@@ -2,10 +2,11 @@ package vmtest_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,37 +18,10 @@ import (
 
 	"initoverlayfs/initrd/cpio"
 	"initoverlayfs/vmtest"
+	"initoverlayfs/vmtest/fixtures"
 )
 
-// testKernel finds a kernel to boot: $VMTEST_KERNEL or one installed here.
-func testKernel(t *testing.T) string {
-	t.Helper()
-	missing := t.Skipf
-	if os.Getenv("CI") == "true" {
-		missing = t.Fatalf
-	}
-	if testing.Short() {
-		t.Skip("a real boot")
-	}
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		missing("%v", err)
-	}
-	if k := os.Getenv("VMTEST_KERNEL"); k != "" {
-		return k
-	}
-	kernels, err := filepath.Glob("/boot/vmlinuz-*-amd64")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, k := range kernels {
-		if f, err := os.Open(k); err == nil {
-			f.Close()
-			return k
-		}
-	}
-	missing("no readable kernel in /boot")
-	return ""
-}
+var bigBody = strings.Repeat("x", 10<<20)
 
 var guestInitramfs = sync.OnceValues(func() ([]byte, error) {
 	dir, err := os.MkdirTemp("", "vmtest-guest-")
@@ -72,7 +46,7 @@ var guestInitramfs = sync.OnceValues(func() ([]byte, error) {
 		body         string
 		major, minor uint32
 	}{
-		{"big", unix.S_IFREG | 0o640, 7, strings.Repeat("x", 10<<20), 0, 0},
+		{"big", unix.S_IFREG | 0o640, 7, bigBody, 0, 0},
 		{"dev", unix.S_IFDIR | 0o755, 0, "", 0, 0},
 		{"dev/console", unix.S_IFCHR | 0o600, 0, "", 5, 1},
 		{"init", unix.S_IFREG | 0o755, 0, string(init), 0, 0},
@@ -98,7 +72,8 @@ var guestInitramfs = sync.OnceValues(func() ([]byte, error) {
 // guestMachine is a machine that boots the guest as its initramfs's init.
 func guestMachine(t *testing.T, words ...string) vmtest.Machine {
 	t.Helper()
-	kernel := testKernel(t)
+	fixtures.RequireBoots(t, fixtures.Some)
+	kernel := fixtures.OpenKernel(t, "kernel-6.1").Image
 	archive, err := guestInitramfs()
 	if err != nil {
 		t.Fatal(err)
@@ -168,7 +143,7 @@ func TestBootGuest(t *testing.T) {
 	for path, want := range map[string]vmtest.Entry{
 		"big": {
 			Path: "big", Mode: unix.S_IFREG | 0o640, UID: 7, MTime: 1700000000, Size: 10 << 20, NLink: 1,
-			SHA256: "7cc32c9d0a5d19e2d5d8a9c1f1d8b9d6d5a8c3a8ce58cf0e2f4b0f9bfaf6ac4e",
+			SHA256: fmt.Sprintf("%x", sha256.Sum256([]byte(bigBody))),
 		},
 		"dev/console": {Path: "dev/console", Mode: unix.S_IFCHR | 0o600, MTime: 1700000000, NLink: 1, Major: 5, Minor: 1},
 		"link":        {Path: "link", Mode: unix.S_IFLNK | 0o777, MTime: 1700000000, Size: 4, NLink: 1, Target: "init"},
@@ -196,5 +171,62 @@ func TestBootFails(t *testing.T) {
 				t.Error("the logs are not kept")
 			}
 		})
+	}
+}
+
+// TestBootAuto boots with the accelerator that this machine proves.
+func TestBootAuto(t *testing.T) {
+	m := guestMachine(t)
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	m.Accel = vmtest.Auto
+	began := time.Now()
+	accel, reason, err := m.ResolveAccel(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	proof := time.Since(began)
+	if limit := 30 * time.Second; proof > limit {
+		t.Errorf("the proof took %v, want at most %v", proof, limit)
+	}
+	r, err := vmtest.Run(context.Background(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s: %s, found in %v", accel, reason, proof)
+	if r.Accel != accel || r.AccelReason != reason {
+		t.Errorf("accelerator = %s because %q, want %s because %q", r.Accel, r.AccelReason, accel, reason)
+	}
+}
+
+// TestQEMUTakesArguments starts QEMU, without running the guest, with every
+// kind of device: it would end with an error if it knew one not.
+func TestQEMUTakesArguments(t *testing.T) {
+	m := guestMachine(t)
+	image := func(name string, size int64) string {
+		name = filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(name, size); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	m.MemoryMiB = 1024
+	for i, bus := range vmtest.Buses {
+		m.Drives = append(m.Drives, vmtest.Drive{
+			Path: image("a,b", 8<<20), Bus: bus, Snapshot: i%2 == 0, Serial: "serial", BPSRead: 1 << 20, IOPSRead: 100,
+		})
+	}
+	m.Drives = append(m.Drives,
+		vmtest.Drive{Path: image("x", 8<<20), Bus: vmtest.VirtioSCSI, SCSIAddr: true, SCSITarget: 2, SCSILUN: 5, WWN: 1 << 60},
+		vmtest.Drive{Path: image("x", 8<<20), Bus: vmtest.AHCI, WWN: 5 << 60},
+		vmtest.Drive{Path: image("x", 8<<20), Bus: vmtest.NVMe, ReadOnly: true},
+	)
+	m.Pmem = []vmtest.Pmem{{Path: image("a,b", 5<<20)}, {Path: image("a,b", 6<<20), Virtio: true}}
+	m.Extra = []string{"-S"}
+	m.Timeout = 3 * time.Second
+	if _, err := vmtest.Run(context.Background(), m); !errors.Is(err, vmtest.ErrTimeout) {
+		t.Errorf("error = %v, want %v", err, vmtest.ErrTimeout)
 	}
 }

@@ -299,12 +299,12 @@ func (m *Machine) driveArgs() ([]string, error) {
 		case VirtioBlk:
 			device = "virtio-blk-pci,drive=" + id
 		case VirtioSCSI:
-			controller = "virtio-scsi-pci,id=scsi"
+			controller = "virtio-scsi-pci,id=vscsi"
 			target, lun := n, 0
 			if d.SCSIAddr {
 				target, lun = d.SCSITarget, d.SCSILUN
 			}
-			device = fmt.Sprintf("scsi-hd,bus=scsi.0,scsi-id=%d,lun=%d,drive=%s", target, lun, id)
+			device = fmt.Sprintf("scsi-hd,bus=vscsi.0,scsi-id=%d,lun=%d,drive=%s", target, lun, id)
 		case NVMe:
 			device = "nvme,drive=" + id
 			if d.Serial == "" {

@@ -61,9 +61,9 @@ func TestArgs(t *testing.T) {
 				" -drive if=none,id=drive0,file=a,,b,format=raw,snapshot=on -device virtio-blk-pci,drive=drive0,serial=x" +
 				" -drive if=none,id=drive1,file=c,format=qcow2,readonly=on -device virtio-blk-pci,drive=drive1"},
 		{"virtio-scsi", Machine{Accel: TCG, Drives: []Drive{{Path: "a", Bus: VirtioSCSI, WWN: 0x5000c500a0b0c0d0}, {Path: "b", Bus: VirtioSCSI, SCSIAddr: true, SCSITarget: 3, SCSILUN: 2}}},
-			base + tcg + small + ports + " -append <" + words + "> -device virtio-scsi-pci,id=scsi" +
-				" -drive if=none,id=drive0,file=a,format=raw -device scsi-hd,bus=scsi.0,scsi-id=0,lun=0,drive=drive0,wwn=0x5000c500a0b0c0d0" +
-				" -drive if=none,id=drive1,file=b,format=raw -device scsi-hd,bus=scsi.0,scsi-id=3,lun=2,drive=drive1"},
+			base + tcg + small + ports + " -append <" + words + "> -device virtio-scsi-pci,id=vscsi" +
+				" -drive if=none,id=drive0,file=a,format=raw -device scsi-hd,bus=vscsi.0,scsi-id=0,lun=0,drive=drive0,wwn=0x5000c500a0b0c0d0" +
+				" -drive if=none,id=drive1,file=b,format=raw -device scsi-hd,bus=vscsi.0,scsi-id=3,lun=2,drive=drive1"},
 		{"others", Machine{Accel: TCG, Drives: []Drive{
 			{Path: "a", Bus: NVMe, BPSRead: 1000, BPSWrite: 2000, IOPSRead: 30, IOPSWrite: 40},
 			{Path: "b", Bus: AHCI}, {Path: "c", Bus: AHCI, Serial: "s"}, {Path: "d", Bus: USBStorage}, {Path: "e", Bus: SDHCI},

@@ -1,0 +1,255 @@
+package vmtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// fakeQEMU writes a shell script that stands for QEMU: it writes the console
+// to descriptor 3 and events to 4.
+func fakeQEMU(t *testing.T, body string) Machine {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "qemu")
+	script := "#!/bin/sh\nif [ \"$1\" = --version ]; then echo 'QEMU emulator version 10.0.2 (fake)'; exit; fi\n" + body + "\n"
+	if err := os.WriteFile(path, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return Machine{QEMU: path, Kernel: "K", Accel: TCG, LogParent: t.TempDir(), Timeout: 20 * time.Second}
+}
+
+const (
+	saysInit = `echo '<6>[    1.000000] Run /init as init process' >&3` + "\n"
+	saysDone = `echo '{"event":"done","ok":true,"uptime_s":2.5,"new":1}' >&4` + "\n"
+	saysFail = `echo '{"event":"done","ok":false,"error":"no such thing"}' >&4` + "\n"
+	sleeps   = "sleep 100\n"
+	// A wrapper's child must not outlive it.
+	forks = "sleep 100 & echo $! >child; wait\n"
+)
+
+func TestRun(t *testing.T) {
+	const (
+		panics = `echo '<0>[    1.500000] Kernel panic - not syncing: VFS' >&3` + "\n"
+		fatal  = `echo '<10>[    1.500000] storage-init: fatal: no device (on_failure halt)' >&3` + "\n"
+		halts  = `echo '<6>[    1.600000] reboot: System halted' >&3` + "\n"
+		resets = `echo '<6>[    1.600000] reboot: Restarting system' >&3` + "\n"
+	)
+	for _, test := range []struct {
+		name   string
+		script string
+		change func(*Machine)
+		want   error // nil: success
+		detail string
+		killed bool
+	}{
+		{"done", saysInit + saysDone, nil, nil, "", false},
+		{"done without power-off", saysInit + saysDone + sleeps, func(m *Machine) { m.Timeout = 500 * time.Millisecond }, nil, "", true},
+		{"done but not ok", saysInit + saysFail, nil, ErrNotOK, "no such thing", false},
+		{"done malformed", `echo '{"event":"done","ok":"yes"}' >&4`, nil, ErrNotOK, "cannot unmarshal", false},
+		{"done cut short", `printf '{"event":"done","ok":tr' >&4`, nil, ErrExit, "", false},
+		{"console only", saysInit + `echo 'done ok' >&3`, nil, ErrExit, "done ok", false},
+		{"milestone missing", saysInit + saysDone, func(m *Machine) { m.Expect = []Milestone{KernelToInit, HandedOver} }, ErrMilestone, "handover_s", false},
+		{"panic", saysInit + panics + sleeps, nil, ErrPanic, "Kernel panic - not syncing: VFS", true},
+		{"panic after done", saysInit + saysDone + panics + sleeps, nil, ErrPanic, "VFS", true},
+		{"fatal, halt", saysInit + fatal + halts + sleeps, nil, ErrFatal, "storage-init: fatal: no device", true},
+		{"fatal, hang", saysInit + fatal + sleeps, func(m *Machine) { m.FatalGrace = 200 * time.Millisecond }, ErrFatal, "no device", true},
+		{"fatal, panic", saysInit + fatal + panics + sleeps, func(m *Machine) { m.FatalGrace = time.Second }, ErrFatal, "no device", true},
+		{"reset", saysInit + resets, nil, ErrReset, "Restarting system", false},
+		{"exit", saysInit, nil, ErrExit, "Run /init", false},
+		{"timeout", saysInit + sleeps, func(m *Machine) { m.Timeout = 300 * time.Millisecond }, ErrTimeout, "Run /init", true},
+		{"timeout of a wrapper", saysInit + forks, func(m *Machine) { m.Timeout = 300 * time.Millisecond }, ErrTimeout, "300ms", true},
+		{"qemu's own error", "echo 'qemu: no such machine' >&2; exit 1", nil, ErrStart, "qemu: no such machine", false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m := fakeQEMU(t, strings.ReplaceAll(test.script, ">child", ">"+filepath.Join(t.TempDir(), "child")))
+			// Only now: a script that is being written while another test forks
+			// would be busy.
+			t.Parallel()
+			if test.change != nil {
+				test.change(&m)
+			}
+			began := time.Now()
+			r, err := Run(context.Background(), m)
+			if took := time.Since(began); took > 10*time.Second {
+				t.Errorf("Run took %v", took)
+			}
+			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
+				t.Fatalf("error = %v, want %v", err, test.want)
+			}
+			if r.Killed != test.killed {
+				t.Errorf("killed = %v, want %v", r.Killed, test.killed)
+			}
+			left, globErr := filepath.Glob(filepath.Join(m.LogParent, "*"))
+			if globErr != nil {
+				t.Fatal(globErr)
+			}
+			if err == nil {
+				if len(left) != 0 || r.LogDir != "" || r.QEMU != "10.0.2 (fake)" {
+					t.Errorf("logs %v, LogDir %q, QEMU %q; want none and the version", left, r.LogDir, r.QEMU)
+				}
+				return
+			}
+			var bootErr *BootError
+			if !errors.As(err, &bootErr) || !strings.Contains(bootErr.Detail, test.detail) {
+				t.Errorf("error = %v, want %q in its detail", err, test.detail)
+			}
+			if bootErr.LogDir != r.LogDir || !strings.Contains(err.Error(), r.LogDir) || len(left) != 1 || left[0] != r.LogDir {
+				t.Errorf("error %v, LogDir %q, folders %v; want one folder, named", err, r.LogDir, left)
+			}
+			for _, name := range []string{consoleLog, eventsLog, argsLog, stderrLog} {
+				if _, err := os.Stat(filepath.Join(r.LogDir, name)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+func TestRunResult(t *testing.T) {
+	m := fakeQEMU(t, saysInit+
+		`echo '<14>[    1.200000] storage-init: handover backend=block image=U verified=none us=1200000' >&3
+		echo 'Welcome' >&3
+		echo noise >&4
+		echo '{"event":"multi-user","uptime_s":2.25}' >&4
+		echo '{"event":"other","x":1}' >&4
+		sleep 0.2
+		echo '<6>[    3.000000] x' >&3
+		printf '{"event":"done","ok":true,"mem_available_kb":5,"checks":{"a":[1]},"record":{"backend":"block","phases":[{"name":"p","start_us":1,"end_us":2}]}}' >&4`)
+	m.Keep = true
+	var lines, events int
+	m.OnLine = func(Line) { lines++ }
+	m.OnEvent = func(Event) { events++ }
+	r, err := Run(context.Background(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for milestone, want := range map[Milestone]float64{KernelToInit: 1, HandedOver: 1.2, MultiUser: 2.25} {
+		if got := r.Time(milestone); got == nil || *got != want {
+			t.Errorf("%s = %v, want %v", milestone, got, want)
+		}
+	}
+	if got := r.Time(InitfsInit); got == nil || *got < 1.2 || *got > 3 {
+		t.Errorf("%s = %v, want it between 1.2 and 3", InitfsInit, got)
+	}
+	if got := r.Time(Failed); got != nil {
+		t.Errorf("%s = %v, want nil", Failed, *got)
+	}
+	if r.Handover == nil || r.Handover.US != 1200000 || r.LastS != 3 {
+		t.Errorf("handover %+v, last stamp %v; want 1200000 us, 3", r.Handover, r.LastS)
+	}
+	if lines != 4 || events != 3 || len(r.Events) != 3 {
+		t.Errorf("%d lines, %d and %d events, want 4, 3 and 3", lines, events, len(r.Events))
+	}
+	record, err := r.Done.BootRecord()
+	if err != nil || record.Backend != "block" || record.Phases[0].EndUS != 2 {
+		t.Errorf("record = %+v, %v", record, err)
+	}
+	var a []int
+	if err := r.Done.Check("a", &a); err != nil || len(a) != 1 {
+		t.Errorf("check a = %v, %v", a, err)
+	}
+	if err := r.Done.Check("b", &a); err == nil {
+		t.Error("no error for a check that was not made")
+	}
+	for name, want := range map[string]string{
+		consoleLog: "1.200000 program storage-init: handover", eventsLog: "noise\n", argsLog: "-nodefaults",
+	} {
+		got, err := os.ReadFile(filepath.Join(r.LogDir, name))
+		if err != nil || !strings.Contains(string(got), want) {
+			t.Errorf("%s = %q, %v; want %q in it", name, got, err, want)
+		}
+	}
+}
+
+// TestRunCancel proves that cancelling ends QEMU and what it started.
+func TestRunCancel(t *testing.T) {
+	child := filepath.Join(t.TempDir(), "child")
+	m := fakeQEMU(t, strings.ReplaceAll(forks, ">child", ">"+child+".new; mv "+child+".new "+child))
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		for range 1000 {
+			if _, err := os.Stat(child); err == nil {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		cancel()
+	}()
+	r, err := Run(ctx, m)
+	if !errors.Is(err, context.Canceled) || r == nil || !r.Killed {
+		t.Fatalf("error = %v, result %+v; want context.Canceled and a kill", err, r)
+	}
+	text, err := os.ReadFile(child)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		if dead(pid) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("process %d still runs", pid)
+}
+
+// dead reports whether a process is gone or a zombie.
+func dead(pid int) bool {
+	if errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+		return true
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || strings.Contains(string(stat), ") Z ")
+}
+
+// TestRunFlood proves that a guest that writes without end costs bounded memory
+// and is ended in time.
+func TestRunFlood(t *testing.T) {
+	m := fakeQEMU(t, `while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done >&3`)
+	m.Timeout = time.Second
+	r, err := Run(context.Background(), m)
+	if !errors.Is(err, ErrTimeout) {
+		t.Fatalf("error = %v, want %v", err, ErrTimeout)
+	}
+	if most := keptHead + 2*keptTail + 100; len(r.Console) > most {
+		t.Errorf("console has %d bytes, want at most %d", len(r.Console), most)
+	}
+}
+
+func TestRunWithoutQEMU(t *testing.T) {
+	m := Machine{QEMU: filepath.Join(t.TempDir(), "none"), Kernel: "K", Accel: TCG}
+	if r, err := Run(context.Background(), m); err == nil || r != nil {
+		t.Errorf("Run = %v, %v; want an error", r, err)
+	}
+}
+
+func TestReadLines(t *testing.T) {
+	long := strings.Repeat("x", maxLine+10)
+	in := "a\r\n\nlast\n" + long + "\nend"
+	pieces := make(chan piece)
+	go func() {
+		readLines(strings.NewReader(in), time.Now(), false, pieces, nil)
+		close(pieces)
+	}()
+	var got []string
+	for p := range pieces {
+		if p.err != nil {
+			t.Error(p.err)
+		}
+		got = append(got, string(p.text))
+	}
+	if len(got) != 6 || got[0] != "a" || got[1] != "" || got[2] != "last" || got[3]+got[4] != long || got[5] != "end" {
+		t.Errorf("%d lines: %.20q", len(got), got)
+	}
+}
