@@ -104,6 +104,10 @@ func (o *MiniOptions) files(modules []bootconf.Module) (map[string]file, error) 
 	for _, m := range modules {
 		list.WriteString(m.String() + "\n")
 	}
+	var devices strings.Builder
+	for _, a := range aliases(o.Modules, modules) {
+		devices.WriteString(a.String() + "\n")
+	}
 	const directory, regular = cpio.TypeDir | 0o755, cpio.TypeRegular | 0o644
 	files := map[string]file{
 		"init": {mode: cpio.TypeRegular | 0o755, data: program},
@@ -116,6 +120,7 @@ func (o *MiniOptions) files(modules []bootconf.Module) (map[string]file, error) 
 		"lib/modules": {mode: directory},
 		strings.TrimPrefix(bootconf.ConfigPath, "/"):  {mode: regular, data: []byte(o.Config.Format())},
 		strings.TrimPrefix(bootconf.ModulesPath, "/"): {mode: regular, data: []byte(list.String())},
+		strings.TrimPrefix(bootconf.AliasesPath, "/"): {mode: regular, data: []byte(devices.String())},
 	}
 	for _, m := range modules {
 		data, err := o.Modules.Read(m.Name())

@@ -49,7 +49,10 @@ func oldKernel() kmodtest.Kernel {
 			{File: "kernel/virtio.ko"},
 			{File: "kernel/virtio_pci.ko", Deps: []string{"kernel/virtio.ko"}, Aliases: []string{"pci:v00001AF4d*sv*sd*bc*sc*i*"}},
 			{File: "kernel/virtio_blk.ko", Deps: []string{"kernel/virtio.ko"}, Aliases: []string{"virtio:d00000002v*"}},
-			{File: "kernel/virtio_scsi.ko", Deps: []string{"kernel/virtio.ko", "kernel/scsi_mod.ko"}},
+			{
+				File: "kernel/virtio_scsi.ko", Deps: []string{"kernel/virtio.ko", "kernel/scsi_mod.ko"},
+				Aliases: []string{"virtio:d00000008v*"},
+			},
 			{File: "kernel/scsi_mod.ko"},
 			{File: "kernel/sd_mod.ko", Deps: []string{"kernel/scsi_mod.ko", "kernel/crc-t10dif.ko"}, Aliases: []string{"scsi:t-0x00*"}},
 			{File: "kernel/crc-t10dif.ko", Pre: []string{"crct10dif"}},
@@ -188,10 +191,11 @@ func TestPlanModules(t *testing.T) {
 			},
 		},
 		{
-			name: "storage all takes what there is", kernel: oldKernel(), config: []string{"backend block"}, storage: "all",
+			name: "storage all takes what there is, for what the machine has", kernel: oldKernel(), config: []string{"backend block"}, storage: "all",
 			want: []string{
-				"0 block crc_t10dif.ko", "0 block nvme.ko", "0 block scsi_mod.ko", "0 block virtio.ko", "1 block sd_mod.ko",
-				"1 block virtio_blk.ko", "1 block virtio_pci.ko", "1 block virtio_scsi.ko",
+				"0 block crc_t10dif.ko for=sd_mod", "0 block nvme.ko for=nvme", "0 block scsi_mod.ko for=sd_mod,virtio_scsi",
+				"0 block virtio.ko for=virtio_blk,virtio_pci,virtio_scsi", "1 block sd_mod.ko for=sd_mod",
+				"1 block virtio_blk.ko for=virtio_blk", "1 block virtio_pci.ko for=virtio_pci", "1 block virtio_scsi.ko for=virtio_scsi",
 			},
 		},
 		{
@@ -524,6 +528,7 @@ func TestWriteMini(t *testing.T) {
 		{2, compress.Zstd, "dev/console", cpio.TypeChar | 0o600, 1, 5, 1, ""},
 		{2, compress.Zstd, "dev/kmsg", cpio.TypeChar | 0o644, 1, 1, 11, ""},
 		{2, compress.Zstd, "etc", dir, 2, 0, 0, ""},
+		{2, compress.Zstd, "etc/initoverlayfs.aliases", file, 1, 0, 0, ""},
 		{2, compress.Zstd, "etc/initoverlayfs.conf", file, 1, 0, 0, o.Config.Format()},
 		{2, compress.Zstd, "etc/initoverlayfs.modules", file, 1, 0, 0, `0 - /lib/modules/crc32c_generic.ko cpu=!0094
 0 - /lib/modules/crc32c_intel.ko cpu=0094

@@ -14,6 +14,8 @@ import (
 type request struct {
 	module string
 	uses   []bootconf.Backend
+	// onDevice: only on a machine that has a device of this driver
+	onDevice bool
 }
 
 // plan collects requests and what the kernel lacks.
@@ -27,12 +29,16 @@ type plan struct {
 
 // need requests modules; who needs them, the error message says.
 func (p *plan) need(who string, uses []bootconf.Backend, modules ...string) {
+	p.request(who, uses, false, modules)
+}
+
+func (p *plan) request(who string, uses []bootconf.Backend, onDevice bool, modules []string) {
 	for _, m := range modules {
 		if !p.x.Has(m) {
 			p.missing = append(p.missing, "module "+m+" for "+who)
 			continue
 		}
-		p.requests = append(p.requests, request{m, uses})
+		p.requests = append(p.requests, request{m, uses, onDevice && len(p.x.DeviceAliases(m)) > 0})
 	}
 }
 
@@ -124,6 +130,10 @@ func (p *plan) storage(disk, pmem []bootconf.Backend) error {
 		}
 		sets = append(sets, memmap...)
 	}
+	ofKind := map[bool]int{} // sets of each kind
+	for _, s := range sets {
+		ofKind[s.pmem]++
+	}
 	for _, s := range sets {
 		uses := disk
 		if s.pmem {
@@ -137,7 +147,9 @@ func (p *plan) storage(disk, pmem []bootconf.Backend) error {
 			p.missing = append(p.missing, m+" for storage "+s.name)
 		}
 		if len(missing) == 0 {
-			p.need("storage "+s.name, uses, modules...)
+			// A choice between drivers is made by the machine that boots. The
+			// drivers of a single kind of disk are all needed.
+			p.request("storage "+s.name, uses, ofKind[s.pmem] > 1 || len(s.any) > 1, modules)
 		}
 	}
 	if len(disk) == 0 {
@@ -178,6 +190,7 @@ func (p *plan) modules() ([]bootconf.Module, error) {
 			Path:       "/lib/modules/" + m.Name + ".ko",
 			CPUFeature: m.CPUFeature,
 			CPUWithout: m.CPUWithout,
+			Drivers:    p.drivers(m.Requests),
 		}
 		// As a module scsi_mod does not see the kernel's command line. Without
 		// this it would scan all that the host reaches.
@@ -202,4 +215,32 @@ func (p *plan) uses(requests []int) []bootconf.Backend {
 		}
 	}
 	return uses
+}
+
+// drivers returns the names of the requested drivers for whose sake alone a
+// module is needed, and nil if it is needed always.
+func (p *plan) drivers(requests []int) []string {
+	var names []string
+	for _, i := range requests {
+		if !p.requests[i].onDevice {
+			return nil
+		}
+		names = append(names, kmod.Normalize(p.requests[i].module))
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// aliases returns what tells storage-init that the machine has a device of a
+// driver, for each driver that is not always needed.
+func aliases(x *kmod.Index, modules []bootconf.Module) []bootconf.Alias {
+	var list []bootconf.Alias
+	for _, m := range modules {
+		if slices.Contains(m.Drivers, m.Name()) {
+			for _, pattern := range x.DeviceAliases(m.Name()) {
+				list = append(list, bootconf.Alias{Pattern: pattern, Driver: m.Name()})
+			}
+		}
+	}
+	return list
 }

@@ -29,9 +29,10 @@ func (a *attempt) triedDevice(name string) bool {
 	return slices.ContainsFunc(a.tried, func(t trial) bool { return t.device == name })
 }
 
-// forget makes a device worth another try; any device if name is empty.
-func (a *attempt) forget(name string) {
-	a.tried = slices.DeleteFunc(a.tried, func(t trial) bool { return name == "" || t.device == name })
+// forget makes the devices of an event worth another try.
+func (a *attempt) forget(event Uevent) {
+	lost := event == Uevent{}
+	a.tried = slices.DeleteFunc(a.tried, func(t trial) bool { return lost || t.device == event.Block })
 }
 
 // reason says why the attempt has not served.
@@ -96,7 +97,7 @@ func (b *boot) mountImage() error {
 	waited := false
 	deadline := b.sys.Now() + int64(b.conf.TimeoutSeconds)*1_000_000
 	for anyWaiting(attempts) {
-		name, ok, err := b.sys.WaitUevent(deadline)
+		event, ok, err := b.sys.WaitUevent(deadline)
 		if err != nil {
 			return failed("wait for device events", err)
 		}
@@ -104,12 +105,15 @@ func (b *boot) mountImage() error {
 			waited = true
 			break
 		}
-		b.forget(name)
+		b.noteEvent(event)
 		for _, a := range attempts {
 			if a.refused != nil {
 				continue
 			}
-			a.forget(name)
+			if a.refused = b.loadPending(a.backend); a.refused != nil {
+				continue
+			}
+			a.forget(event)
 			if b.try(a) {
 				return b.served(attempts, a)
 			}

@@ -60,13 +60,17 @@ func (b *boot) scan() []*device {
 	return list
 }
 
-// forget drops what is known of a device that an event was about; of all of
-// them when it is not known which.
-func (b *boot) forget(name string) {
-	if name == "" {
+// noteEvent takes in what an event changes: what is known of a device, and
+// which drivers the machine needs.
+func (b *boot) noteEvent(event Uevent) {
+	switch {
+	case event == Uevent{}:
 		b.devices.known = nil
-	} else {
-		delete(b.devices.known, name)
+		b.lookForDevices()
+	case event.Modalias != "":
+		b.deviceAppeared(event.Modalias)
+	case event.Block != "":
+		delete(b.devices.known, event.Block)
 	}
 }
 

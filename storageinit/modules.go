@@ -2,6 +2,7 @@ package storageinit
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -11,25 +12,81 @@ import (
 
 // moduleSet is the module list and what became of it.
 type moduleSet struct {
-	list   []bootconf.Module
-	done   map[string]bool // by path: loaded, or not needed on this machine
-	loaded []string        // names, in load order, for the record
+	list    []bootconf.Module
+	aliases []bootconf.Alias
+	present map[string]bool // drivers of which the machine has shown a device
+	done    map[string]bool // by path: loaded, or not needed on this machine
+	loaded  []string        // names, in load order, for the record
 }
 
-// loadModules loads what a backend needs and has not been loaded, level by
-// level; a level's modules do not depend on each other and are loaded side by
-// side where the machine has more than one CPU.
-//
-// That the hardware of a driver is absent (ENODEV) is no failure: a generic
-// mini-initramfs holds the drivers of many machines.
+// loadModules loads what a backend needs on this machine. A driver may bring the
+// bus on which the next one finds its device, as virtio_pci does for
+// virtio_blk, so it looks again until nothing is new; what comes later than
+// that comes with an event.
 func (b *boot) loadModules(backend bootconf.Backend) error {
 	if b.modules.done == nil {
 		b.modules.done = make(map[string]bool)
+		b.modules.present = make(map[string]bool)
+		b.lookForDevices()
 	}
+	for {
+		if err := b.loadPending(backend); err != nil {
+			return err
+		}
+		if !b.lookForDevices() {
+			return nil
+		}
+	}
+}
+
+// lookForDevices goes through the devices on the buses of our drivers, and
+// reports whether one of a further driver is among them.
+func (b *boot) lookForDevices() bool {
+	var buses []string
+	found := false
+	for i := range b.modules.aliases {
+		a := &b.modules.aliases[i]
+		bus := a.Bus()
+		if b.modules.present[a.Driver] || slices.Contains(buses, bus) {
+			continue
+		}
+		buses = append(buses, bus)
+		dir := "/sys/bus/" + bus + "/devices"
+		names, _ := b.sys.ReadDir(dir) // no such bus, no such device
+		for _, name := range names {
+			modalias, err := b.sys.ReadFile(dir + "/" + name + "/modalias")
+			if err == nil && b.deviceAppeared(strings.TrimSpace(modalias)) {
+				found = true
+			}
+		}
+	}
+	return found
+}
+
+// deviceAppeared reports whether a device is the first one of a driver.
+func (b *boot) deviceAppeared(modalias string) bool {
+	found := false
+	for i := range b.modules.aliases {
+		a := &b.modules.aliases[i]
+		if !b.modules.present[a.Driver] && bootconf.MatchAlias(a.Pattern, modalias) {
+			b.modules.present[a.Driver] = true
+			found = true
+		}
+	}
+	return found
+}
+
+// loadPending loads what a backend needs, and has not been loaded, level by
+// level; a level's modules do not depend on each other and are loaded side by
+// side where the machine has more than one CPU.
+//
+// That the hardware of a driver is absent (ENODEV) is no failure: some drivers
+// find out only by themselves.
+func (b *boot) loadPending(backend bootconf.Backend) error {
 	var pending []*bootconf.Module
 	for i := range b.modules.list {
 		m := &b.modules.list[i]
-		if m.NeededBy(backend) && !b.modules.done[m.Path] {
+		if m.NeededBy(backend) && !b.modules.done[m.Path] && b.hasDevice(m) {
 			pending = append(pending, m)
 		}
 	}
@@ -52,6 +109,14 @@ func (b *boot) loadModules(backend bootconf.Backend) error {
 		pending = rest
 	}
 	return nil
+}
+
+// hasDevice reports whether the machine has a device for which the module is
+// in the mini-initramfs.
+func (b *boot) hasDevice(m *bootconf.Module) bool {
+	return len(m.Drivers) == 0 || slices.ContainsFunc(m.Drivers, func(driver string) bool {
+		return b.modules.present[driver]
+	})
 }
 
 func lowestLevel(modules []*bootconf.Module) int {

@@ -185,6 +185,12 @@ func (b *boot) configure() error {
 	if b.modules.list, err = bootconf.ParseModules(text); err != nil {
 		return failed(bootconf.ModulesPath, err)
 	}
+	if text, err = b.sys.ReadFile(bootconf.AliasesPath); err != nil {
+		return failed("read "+bootconf.AliasesPath, err)
+	}
+	if b.modules.aliases, err = bootconf.ParseAliases(text); err != nil {
+		return failed(bootconf.AliasesPath, err)
+	}
 	return nil
 }
 

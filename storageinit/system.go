@@ -47,11 +47,9 @@ type System interface {
 
 	// ListenUevents starts to collect the kernel's device events.
 	ListenUevents() error
-	// WaitUevent waits for an event of a block device or a SCSI host, at most
-	// until the deadline on the monotonic clock. changed is the name of the
-	// device that the event was about, empty when events were lost. ok is
-	// false when the deadline passed.
-	WaitUevent(deadline int64) (changed string, ok bool, err error)
+	// WaitUevent waits for the next event, at most until the deadline on the
+	// monotonic clock; ok is false when that has passed.
+	WaitUevent(deadline int64) (event Uevent, ok bool, err error)
 
 	// EmptyRoot removes the files of the mini-initramfs.
 	EmptyRoot(newRoot string) error
@@ -65,6 +63,14 @@ type System interface {
 	Halt() error
 	// Exit ends PID 1, by which the kernel panics.
 	Exit()
+}
+
+// Uevent is a change of the kernel's devices. The zero value says that events
+// were lost, so that anything may have changed.
+type Uevent struct {
+	Block    string // name of a block device that appeared or changed
+	SCSIHost bool   // a SCSI host appeared
+	Modalias string // of a device that appeared
 }
 
 // Log levels, as <N> in front of a line in /dev/kmsg. The console shows levels

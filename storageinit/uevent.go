@@ -24,40 +24,41 @@ func (l *Linux) ListenUevents() error {
 	return nil
 }
 
-// WaitUevent waits for an event that can bring a device.
-func (l *Linux) WaitUevent(deadline int64) (changed string, ok bool, err error) {
+// WaitUevent waits for an event that matters to a boot.
+func (l *Linux) WaitUevent(deadline int64) (event Uevent, ok bool, err error) {
 	buf := make([]byte, 16<<10)
 	for {
 		// Only the kernel can be the sender: there is no other process.
 		n, err := unix.Read(l.uevent, buf)
 		switch err {
 		case nil:
-			if name, relevant := parseUevent(string(buf[:n])); relevant {
-				return name, true, nil
+			if event := parseUevent(string(buf[:n])); event != (Uevent{}) {
+				return event, true, nil
 			}
 		case unix.EINTR:
 		case unix.ENOBUFS:
-			return "", true, nil
+			return Uevent{}, true, nil
 		case unix.EAGAIN:
 			left := deadline - l.Now()
 			if left <= 0 {
-				return "", false, nil
+				return Uevent{}, false, nil
 			}
 			fds := []unix.PollFd{{Fd: int32(l.uevent), Events: unix.POLLIN}}
 			// Rounded up, or the last millisecond would be a busy loop.
 			if _, err := unix.Poll(fds, int(min(left/1000+1, 1<<30))); err != nil && err != unix.EINTR {
-				return "", false, failed("poll", err)
+				return Uevent{}, false, failed("poll", err)
 			}
 		default:
-			return "", false, failed("read device events", err)
+			return Uevent{}, false, failed("read device events", err)
 		}
 	}
 }
 
 // parseUevent reads ACTION@DEVPATH and the KEY=VALUE fields that follow, each
-// ended by NUL (lib/kobject_uevent.c).
-func parseUevent(message string) (name string, relevant bool) {
-	var action, devpath, subsystem string
+// ended by NUL (lib/kobject_uevent.c). What does not matter to a boot gives the
+// zero value.
+func parseUevent(message string) Uevent {
+	var action, devpath, subsystem, modalias string
 	for field := range strings.SplitSeq(message, "\x00") {
 		key, value, _ := strings.Cut(field, "=")
 		switch key {
@@ -67,8 +68,16 @@ func parseUevent(message string) (name string, relevant bool) {
 			devpath = value
 		case "SUBSYSTEM":
 			subsystem = value
+		case "MODALIAS":
+			modalias = value
 		}
 	}
-	name = devpath[strings.LastIndexByte(devpath, '/')+1:]
-	return name, (subsystem == "block" || subsystem == "scsi_host") && action != "remove" && name != ""
+	if action == "remove" {
+		return Uevent{}
+	}
+	event := Uevent{SCSIHost: subsystem == "scsi_host", Modalias: modalias}
+	if subsystem == "block" {
+		event.Block = devpath[strings.LastIndexByte(devpath, '/')+1:]
+	}
+	return event
 }

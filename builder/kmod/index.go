@@ -17,6 +17,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"initoverlayfs/initrd/bootconf"
 )
 
 // ErrNotFound is wrapped by every error about a kernel that has no such module.
@@ -200,12 +202,27 @@ func (x *Index) Builtin(name string) bool { return x.builtin[Normalize(name)] }
 func (x *Index) Match(modalias string) (modules []string, builtin bool) {
 	modalias = Normalize(modalias)
 	for _, a := range x.aliases {
-		if x.modules[a.module] != nil && match(a.pattern, modalias) && !slices.Contains(modules, a.module) {
+		if x.modules[a.module] != nil && bootconf.MatchAlias(a.pattern, modalias) && !slices.Contains(modules, a.module) {
 			modules = append(modules, a.module)
 		}
 	}
-	builtin = slices.ContainsFunc(x.builtins, func(a alias) bool { return match(a.pattern, modalias) })
+	builtin = slices.ContainsFunc(x.builtins, func(a alias) bool { return bootconf.MatchAlias(a.pattern, modalias) })
 	return modules, builtin
+}
+
+// DeviceAliases returns the patterns for the modaliases of the devices that a
+// module drives, in the order of modules.alias. Aliases of another sort, as
+// those for a filesystem's name or a CPU's features, have no bus.
+func (x *Index) DeviceAliases(module string) []string {
+	var list []string
+	module = Normalize(module)
+	for _, a := range x.aliases {
+		bus, _, ok := strings.Cut(a.pattern, ":")
+		if a.module == module && ok && bus != "cpu" {
+			list = append(list, a.pattern)
+		}
+	}
+	return list
 }
 
 // Normalize writes a module's name or alias as the kernel has it in

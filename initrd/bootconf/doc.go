@@ -14,6 +14,8 @@ const (
 	ConfigPath = "/etc/initoverlayfs.conf"
 	// ModulesPath is the list of the modules in the mini-initramfs; see Module.
 	ModulesPath = "/etc/initoverlayfs.modules"
+	// AliasesPath tells the devices of the drivers in that list; see Alias.
+	AliasesPath = "/etc/initoverlayfs.aliases"
 	// EmbeddedPath is the image of the embedded backend.
 	EmbeddedPath = "/initoverlayfs.img"
 	// RecordPath is the boot record of the booted system.

@@ -8,7 +8,7 @@ import (
 
 // Module is one line of the module list in the mini-initramfs:
 //
-//	LEVEL USES PATH [cpu=[!]HHHH] [OPTION...]
+//	LEVEL USES PATH [cpu=[!]HHHH] [for=DRIVER,...] [OPTION...]
 //
 // for example `2 pmem,pmem-dax /lib/modules/nd_pmem.ko`. Modules of one level
 // do not depend on each other and may be loaded at the same time; all modules
@@ -25,6 +25,10 @@ type Module struct {
 	// CPUWithout) the module is not to be loaded. Empty: no condition.
 	CPUFeature string
 	CPUWithout bool
+	// Drivers are the names of the drivers for whose sake the module is there:
+	// itself, or those that depend on it. It is loaded once the machine shows a
+	// device of one of them; see Alias. Empty: it is loaded always.
+	Drivers []string
 	// Options are the module's parameters, for finit_module.
 	Options string
 }
@@ -64,6 +68,9 @@ func (m *Module) String() string {
 			s += "!"
 		}
 		s += m.CPUFeature
+	}
+	if len(m.Drivers) > 0 {
+		s += " for=" + strings.Join(m.Drivers, ",")
 	}
 	if m.Options != "" {
 		s += " " + m.Options
@@ -114,6 +121,10 @@ func parseModule(line string) (Module, error) {
 		if _, err := strconv.ParseUint(m.CPUFeature, 16, 16); err != nil || len(m.CPUFeature) != 4 {
 			return m, errors.New("module " + path + ": bad CPU feature " + strconv.Quote(cond))
 		}
+	}
+	if drivers, ok := strings.CutPrefix(rest, "for="); ok {
+		drivers, rest, _ = strings.Cut(drivers, " ")
+		m.Drivers = strings.Split(drivers, ",")
 	}
 	m.Options = rest
 	return m, nil

@@ -1,8 +1,8 @@
-package kmod
+package bootconf
 
 import "testing"
 
-func TestMatchPattern(t *testing.T) {
+func TestMatchAlias(t *testing.T) {
 	for _, test := range []struct {
 		pattern, name string
 		want          bool
@@ -35,20 +35,8 @@ func TestMatchPattern(t *testing.T) {
 		{`a\*b`, "axb", false},
 		{`a\`, `a\`, true},
 	} {
-		if got := match(test.pattern, test.name); got != test.want {
-			t.Errorf("match(%q, %q) = %t; want %t", test.pattern, test.name, got, test.want)
-		}
-	}
-}
-
-func TestNormalize(t *testing.T) {
-	for in, want := range map[string]string{
-		"crc32c-intel":       "crc32c_intel",
-		"usb:v13FDp[0-9]-in": "usb:v13FDp[0-9]_in",
-		"plain":              "plain",
-	} {
-		if got := Normalize(in); got != want {
-			t.Errorf("Normalize(%q) = %q; want %q", in, got, want)
+		if got := MatchAlias(test.pattern, test.name); got != test.want {
+			t.Errorf("MatchAlias(%q, %q) = %t; want %t", test.pattern, test.name, got, test.want)
 		}
 	}
 }

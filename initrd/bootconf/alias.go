@@ -1,12 +1,55 @@
-package kmod
+package bootconf
 
-import "strings"
+import (
+	"errors"
+	"strconv"
+	"strings"
+)
 
-// match reports whether name fits the shell pattern as fnmatch(3) without
+// Alias is one line of AliasesPath, `PATTERN DRIVER`: a device whose modalias
+// fits the pattern is served by the driver. A mini-initramfs for many machines
+// holds the drivers of all of them, and loads those of the one that it is on.
+type Alias struct {
+	Pattern string
+	Driver  string // the module's name
+}
+
+// Bus is the name of the bus that gives devices such an alias; it is the
+// alias's prefix, but for devices of a device tree.
+func (a *Alias) Bus() string {
+	bus, _, _ := strings.Cut(a.Pattern, ":")
+	if bus == "of" {
+		return "platform"
+	}
+	return bus
+}
+
+// String gives the line, without its end.
+func (a *Alias) String() string { return a.Pattern + " " + a.Driver }
+
+// ParseAliases reads the lines of AliasesPath. An error names the line.
+func ParseAliases(text string) ([]Alias, error) {
+	var list []Alias
+	n := 0
+	for line := range strings.SplitSeq(text, "\n") {
+		n++
+		if line == "" {
+			continue
+		}
+		pattern, driver, ok := strings.Cut(line, " ")
+		if !ok || pattern == "" || driver == "" {
+			return nil, Problem{n, "", errors.New("not an alias: " + strconv.Quote(line))}
+		}
+		list = append(list, Alias{pattern, driver})
+	}
+	return list, nil
+}
+
+// MatchAlias reports whether name fits the shell pattern as fnmatch(3) without
 // flags has it, which is how modprobe matches aliases: '*' and '?' match '/'
 // too, brackets hold ranges and begin with '!' or '^' to negate, and a
 // backslash takes the next byte as it is.
-func match(pattern, name string) bool {
+func MatchAlias(pattern, name string) bool {
 	// Most patterns differ from most names in the first bytes.
 	if pattern == "" || name == "" {
 		return strings.Trim(pattern, "*") == "" && name == ""
