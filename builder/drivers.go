@@ -50,7 +50,9 @@ var driverSets = []driverSet{
 	},
 	{name: "sdhci", all: []string{"sdhci_pci", "mmc_block"}},
 	{name: "ufs", all: []string{"sd_mod"}, any: []string{"ufshcd_pci", "ufs_qcom"}},
-	{name: "hyperv", all: []string{"hv_storvsc", "sd_mod"}},
+	// hv_vmbus is named for its own sake: the bus must be there before it can
+	// show the disk that hv_storvsc is for.
+	{name: "hyperv", all: []string{"hv_vmbus", "hv_storvsc", "sd_mod"}},
 	{name: "xen", all: []string{"xen_blkfront"}},
 
 	// nd_e820 is CONFIG_X86_PMEM_LEGACY, for memmap=SIZE!ADDR; of_pmem is for
