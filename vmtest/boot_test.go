@@ -19,6 +19,7 @@ import (
 	"initoverlayfs/initrd/cpio"
 	"initoverlayfs/vmtest"
 	"initoverlayfs/vmtest/fixtures"
+	"initoverlayfs/vmtest/vmlinux"
 )
 
 var bigBody = strings.Repeat("x", 10<<20)
@@ -73,7 +74,10 @@ var guestInitramfs = sync.OnceValues(func() ([]byte, error) {
 func guestMachine(t *testing.T, words ...string) vmtest.Machine {
 	t.Helper()
 	fixtures.RequireBoots(t, fixtures.Some)
-	kernel := fixtures.OpenKernel(t, "kernel-6.1").Image
+	kernel := filepath.Join(t.TempDir(), "vmlinux")
+	if err := vmlinux.Extract(kernel, fixtures.OpenKernel(t, "kernel-6.1").Image); err != nil {
+		t.Fatal(err)
+	}
 	archive, err := guestInitramfs()
 	if err != nil {
 		t.Fatal(err)
@@ -177,6 +181,7 @@ func TestBootFails(t *testing.T) {
 // TestBootAuto boots with the accelerator that this machine proves.
 func TestBootAuto(t *testing.T) {
 	m := guestMachine(t)
+	m.Kernel = fixtures.OpenKernel(t, "kernel-6.1").Image // as a user has it
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 	m.Accel = vmtest.Auto
 	began := time.Now()
