@@ -42,7 +42,11 @@ type entry struct {
 	soft []string // the names and aliases of "softdep NAME pre: ..."
 }
 
-type alias struct{ pattern, module string }
+type alias struct {
+	pattern string // normalised
+	raw     string // as the file has it
+	module  string
+}
 
 // Open reads the index of the kernel kver, whose module directory dir is
 // usually /lib/modules/KVER. Only modules.dep must be there.
@@ -154,7 +158,7 @@ func (x *Index) readAlias(line string) error {
 	if !ok || i < 0 {
 		return fmt.Errorf("not an alias: %q", line)
 	}
-	x.aliases = append(x.aliases, alias{Normalize(pattern[:i]), Normalize(pattern[i+1:])})
+	x.aliases = append(x.aliases, alias{Normalize(pattern[:i]), pattern[:i], Normalize(pattern[i+1:])})
 	return nil
 }
 
@@ -177,7 +181,7 @@ func (x *Index) readBuiltinModinfo() error {
 	for s := range strings.SplitSeq(string(data), "\x00") {
 		key, value, _ := strings.Cut(s, "=")
 		if name, ok := strings.CutSuffix(key, ".alias"); ok {
-			x.builtins = append(x.builtins, alias{Normalize(value), Normalize(name)})
+			x.builtins = append(x.builtins, alias{Normalize(value), value, Normalize(name)})
 		}
 	}
 	return nil
@@ -211,15 +215,17 @@ func (x *Index) Match(modalias string) (modules []string, builtin bool) {
 }
 
 // DeviceAliases returns the patterns for the modaliases of the devices that a
-// module drives, in the order of modules.alias. Aliases of another sort, as
-// those for a filesystem's name or a CPU's features, have no bus.
+// module drives, in the order of modules.alias and as it has them, so that they
+// fit a modalias as sysfs has it. Aliases of another sort, as those for a
+// filesystem's name or a CPU's features, have no bus. One with a blank in it,
+// which no disk's has, is passed over.
 func (x *Index) DeviceAliases(module string) []string {
 	var list []string
 	module = Normalize(module)
 	for _, a := range x.aliases {
-		bus, _, ok := strings.Cut(a.pattern, ":")
-		if a.module == module && ok && bus != "cpu" {
-			list = append(list, a.pattern)
+		bus, _, ok := strings.Cut(a.raw, ":")
+		if a.module == module && ok && bus != "cpu" && !strings.Contains(a.raw, " ") {
+			list = append(list, a.raw)
 		}
 	}
 	return list

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -221,6 +222,23 @@ func TestMatch(t *testing.T) {
 		got, builtin := x.Match(test.alias)
 		if diff := cmp.Diff(test.want, got); diff != "" || builtin != test.builtin {
 			t.Errorf("Match(%q) builtin = %t, want %t; modules (-want +got):\n%s", test.alias, builtin, test.builtin, diff)
+		}
+	}
+}
+
+// storage-init compares these with what sysfs has, letter by letter.
+func TestDeviceAliases(t *testing.T) {
+	k := kernel
+	k.Modules = append(slices.Clone(k.Modules), kmodtest.Module{
+		File:    "kernel/sd-mod.ko",
+		Aliases: []string{"scsi:t-0x00*", "fs-sd", "block-major-8-*", "cpu:type:*", "dmi:bvn a*", "acpi*:INT-33BB:*"},
+	})
+	x := open(t, k)
+	for module, want := range map[string][]string{
+		"sd-mod": {"scsi:t-0x00*", "acpi*:INT-33BB:*"}, "erofs": nil, "nowhere": nil,
+	} {
+		if diff := cmp.Diff(want, x.DeviceAliases(module)); diff != "" {
+			t.Errorf("DeviceAliases(%s) (-want +got):\n%s", module, diff)
 		}
 	}
 }

@@ -15,9 +15,11 @@ type Alias struct {
 }
 
 // Bus is the name of the bus that gives devices such an alias; it is the
-// alias's prefix, but for devices of a device tree.
+// alias's prefix, but for devices of a device tree. Patterns of ACPI devices
+// begin with "acpi*:".
 func (a *Alias) Bus() string {
 	bus, _, _ := strings.Cut(a.Pattern, ":")
+	bus = strings.TrimSuffix(bus, "*")
 	if bus == "of" {
 		return "platform"
 	}

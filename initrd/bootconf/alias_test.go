@@ -40,3 +40,15 @@ func TestMatchAlias(t *testing.T) {
 		}
 	}
 }
+
+func TestAliasBus(t *testing.T) {
+	for pattern, want := range map[string]string{
+		"pci:v*d*": "pci", "scsi:t-0x00*": "scsi", "of:N*T*Cvirtio,mmio": "platform", "platform:e820_pmem*": "platform",
+		"acpi*:INT33BB:*": "acpi",
+	} {
+		a := Alias{Pattern: pattern}
+		if got := a.Bus(); got != want {
+			t.Errorf("Alias{%q}.Bus() = %q; want %q", pattern, got, want)
+		}
+	}
+}
