@@ -194,7 +194,7 @@ func (r *reader) Read(p []byte) (int, error) {
 	if err != nil {
 		err = r.in.cause(err)
 	}
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = fmt.Errorf("read %s: %w", r.format, err)
 	}
 	return n, err
@@ -222,8 +222,8 @@ func (r *relay) Read(p []byte) (int, error) {
 	for len(r.head) == 0 && r.body == 0 && r.err == nil {
 		if r.err = r.next(); r.err != nil {
 			r.head = nil
-			if r.err != io.EOF {
-				r.src.keep(r.err)
+			if !errors.Is(r.err, io.EOF) && r.src.err == nil {
+				r.src.err = r.err
 			}
 		}
 	}

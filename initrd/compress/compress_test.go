@@ -367,7 +367,7 @@ func lzopHeaderLen(t *testing.T) int {
 	return int(b.Size()) - b.Len() - in.Buffered()
 }
 
-// checkSegment is what FuzzReader asserts: whatever the bytes are, there is
+// checkSegment is what FuzzCompress asserts: whatever the bytes are, there is
 // data or an error that names the format, and what is left is the input's end.
 func checkSegment(t *testing.T, data []byte) (f Format, err error) {
 	f, ok := Detect(data)
@@ -394,7 +394,7 @@ func checkSegment(t *testing.T, data []byte) (f Format, err error) {
 	return f, err
 }
 
-func FuzzReader(f *testing.F) {
+func FuzzCompress(f *testing.F) {
 	packed, _ := samples(f)
 	for _, b := range packed {
 		f.Add(b)
@@ -402,7 +402,7 @@ func FuzzReader(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) { checkSegment(t, data) })
 }
 
-// TestFuzzSeeds proves that each seed of FuzzReader is read to its end.
+// TestFuzzSeeds proves that each seed of FuzzCompress is read to its end.
 func TestFuzzSeeds(t *testing.T) {
 	packed, _ := samples(t)
 	for f, b := range packed {

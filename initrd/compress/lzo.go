@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash"
 	"hash/adler32"
 	"hash/crc32"
 	"io"
@@ -97,12 +96,11 @@ func (r *lzoReader) checksum(data []byte, crcFlag uint32) error {
 	if err != nil {
 		return err
 	}
-	var h hash.Hash32 = adler32.New()
+	got := adler32.Checksum(data)
 	if r.flags&crcFlag != 0 {
-		h = crc32.NewIEEE()
+		got = crc32.ChecksumIEEE(data)
 	}
-	h.Write(data)
-	if h.Sum32() != want {
+	if got != want {
 		return errors.New("checksum mismatch")
 	}
 	return nil

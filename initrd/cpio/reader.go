@@ -100,7 +100,7 @@ func (r *Reader) Next() (*Header, error) {
 // fail keeps err, with its place.
 func (r *Reader) fail(err error) error {
 	var placed *Error
-	if err != io.EOF && !errors.As(err, &placed) {
+	if !errors.Is(err, io.EOF) && !errors.As(err, &placed) {
 		err = &Error{Segment: max(r.segment, 0), Format: r.format, Offset: r.offset, Err: err}
 	}
 	r.err = err
@@ -365,7 +365,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 		return 0, r.err
 	}
 	n, err := bodyReader{r}.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = r.fail(err)
 	}
 	return n, err

@@ -96,7 +96,7 @@ func readTree(r *Reader, s Store, limit int) (*Tree, error) {
 	}
 	for {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

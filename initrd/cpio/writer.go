@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"strings"
 )
 
 // Writer writes one newc archive. The bytes depend on the headers and bodies
@@ -27,7 +28,7 @@ func (w *Writer) WriteHeader(h *Header) error {
 		return err
 	}
 	switch {
-	case h.Name == "" || h.Name == trailer:
+	case h.Name == "" || h.Name == trailer || strings.ContainsRune(h.Name, 0):
 		return fmt.Errorf("write cpio header: bad name %q", h.Name)
 	case h.Size < 0 || h.Size > math.MaxUint32:
 		return fmt.Errorf("write cpio header of %s: size %d does not fit 32 bits", h.Name, h.Size)
