@@ -1,10 +1,10 @@
 package builder
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 
 	"initoverlayfs/initrd/compress"
@@ -28,9 +28,11 @@ const maxEarlyBytes = 256 << 20
 // with nothing else of them. It is nil if there are none. Times are set to
 // epoch, in seconds.
 func EarlySegment(initramfs io.Reader, epoch int64) ([]byte, error) {
+	if epoch < 0 || epoch > math.MaxUint32 {
+		return nil, fmt.Errorf("early segment: time %d does not fit 32 bits", epoch)
+	}
 	r := cpio.NewReader(initramfs)
-	var segment bytes.Buffer
-	w := cpio.NewWriter(&segment)
+	var segment []byte
 	var count uint32
 	for {
 		h, err := r.Next()
@@ -46,35 +48,45 @@ func EarlySegment(initramfs io.Reader, epoch int64) ([]byte, error) {
 		if h.Mode&cpio.TypeMask != cpio.TypeRegular || !isEarly(h.Name) {
 			continue
 		}
-		if int64(segment.Len())+h.Size > maxEarlyBytes {
+		if int64(len(segment))+h.Size > maxEarlyBytes {
 			return nil, fmt.Errorf("early segment: %s has %d bytes, which is too many", h.Name, h.Size)
+		}
+		body, err := io.ReadAll(r)
+		if err != nil {
+			return nil, fmt.Errorf("early segment: %s: %w", h.Name, err)
 		}
 		// There are no directories in the segment, so that the kernel, which
 		// has used the files by then, does not unpack them a second time.
 		count++
-		name := h.Name
-		if strings.HasPrefix(name, microcodePrefix) {
-			name = alignedName(name, segment.Len())
-		}
-		err = w.WriteHeader(&cpio.Header{
-			Name: name, Ino: count, Mode: cpio.TypeRegular | 0o644, NLink: 1,
-			MTime: epoch, Size: h.Size,
-		})
-		if err == nil {
-			_, err = io.Copy(w, r)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("early segment: %s: %w", h.Name, err)
-		}
+		segment = appendEarly(segment, h.Name, count, cpio.TypeRegular|0o644, epoch, body)
 	}
 	if count == 0 {
 		return nil, nil
 	}
-	if err := w.Close(); err != nil {
-		return nil, fmt.Errorf("early segment: %w", err)
+	segment = appendEarly(segment, "TRAILER!!!", 0, 0, 0, nil)
+	return append(segment, make([]byte, padding(int64(len(segment))))...), nil
+}
+
+// appendEarly appends one newc record to the segment, which begins at a
+// multiple of 16 in memory. NULs behind a name of microcode let its body begin
+// at a multiple of 16 too: processors take microcode from such addresses only,
+// and the kernel hands them the bytes where they lie. cpio.Writer writes no such
+// names; its readers, as the kernel, end a name at the first NUL.
+func appendEarly(segment []byte, name string, ino, mode uint32, epoch int64, body []byte) []byte {
+	const headerBytes, align = 110, 16
+	name += "\x00"
+	if strings.HasPrefix(name, microcodePrefix) {
+		name += strings.Repeat("\x00", -(len(segment)+headerBytes+len(name))&(align-1))
 	}
-	segment.Write(make([]byte, padding(int64(segment.Len()))))
-	return segment.Bytes(), nil
+	segment = fmt.Appendf(segment, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s",
+		ino, mode, 0, 0, 1, epoch, len(body), 0, 0, 0, 0, len(name), 0, name)
+	segment = appendPadding(segment)
+	return appendPadding(append(segment, body...))
+}
+
+// appendPadding fills the segment to a multiple of four, as newc has it.
+func appendPadding(segment []byte) []byte {
+	return append(segment, make([]byte, -len(segment)&3)...)
 }
 
 func isEarly(name string) bool {
@@ -84,17 +96,6 @@ func isEarly(name string) bool {
 		}
 	}
 	return false
-}
-
-// alignedName adds NULs to the name of an entry that begins at or up to three
-// bytes behind offset, so that its body begins at a multiple of 16: processors
-// take microcode from such addresses only, and the kernel hands them the bytes
-// where they lie. A reader of cpio ends a name at its first NUL.
-func alignedName(name string, offset int) string {
-	const headerBytes, align = 110, 16
-	start := (offset + 3) &^ 3
-	end := start + headerBytes + len(name) + 1
-	return name + strings.Repeat("\x00", -end&(align-1))
 }
 
 // segmentAlign is the alignment of the segments in the file, that of cpio's own

@@ -771,6 +771,9 @@ func TestEarlySegmentNone(t *testing.T) {
 		t.Errorf("EarlySegment of a compressed archive = %d bytes, %v; want none", len(got), err)
 	}
 	source := sourceInitramfs(t)
+	if _, err := EarlySegment(bytes.NewReader(source), -1); err == nil {
+		t.Error("EarlySegment with a time before 1970 has no error")
+	}
 	if _, err := EarlySegment(bytes.NewReader(source[:200]), epoch); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("EarlySegment of a truncated archive: error = %v; want io.ErrUnexpectedEOF", err)
 	}
