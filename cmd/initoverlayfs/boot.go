@@ -125,6 +125,9 @@ func (a *app) boot(ctx context.Context, f *bootFlags) error {
 		LogDir:        r.LogDir,
 		Done:          r.Done,
 	}
+	if r.Handover != nil && r.Handover.Backend != "" {
+		doc.Backend = string(r.Handover.Backend) // of auto, the one that served
+	}
 	if r.Done != nil {
 		doc.Record = r.Done.Record
 		if r.Done.MemAvailableKB > 0 {
