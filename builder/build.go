@@ -1,3 +1,5 @@
+// Package builder turns the initramfs that a distribution's generator made into
+// a mini-initramfs and an EROFS image, and says in a manifest what it did.
 package builder
 
 import (
@@ -302,11 +304,15 @@ func checkProgram(path, arch string) error {
 	if !ok {
 		return fmt.Errorf("unknown architecture %q", arch)
 	}
-	f, err := elf.Open(path)
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	f, err := elf.NewFile(file)
 	if err != nil {
 		return fmt.Errorf("program %s: %w", path, err)
 	}
-	defer f.Close()
 	if f.Machine != machine {
 		return fmt.Errorf("program %s is for %v, not for %s", path, f.Machine, arch)
 	}

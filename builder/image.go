@@ -121,7 +121,9 @@ func readTree(ctx context.Context, src Source, p Producer, o ImageOptions) (_ *f
 	return t, nil
 }
 
-func (t *fullTree) close() error { return t.writer.Close() }
+// close gives back what the contents occupy. What cannot be removed from the
+// folder for temporary files is no reason for a build to fail.
+func (t *fullTree) close() { _ = t.writer.Close() }
 
 // writeImage writes the image into the empty file f and reads back what it got.
 func (t *fullTree) writeImage(ctx context.Context, f *os.File, epoch int64) (Image, error) {
