@@ -89,9 +89,7 @@ func (b *boot) mountImage() error {
 		if b.try(a) {
 			return b.served(attempts, a)
 		}
-		if errors.Is(a.refused, errIsRoot) && !b.conf.Auto {
-			attempts = append(attempts, &attempt{backend: bootconf.RAM})
-		}
+		attempts = b.withFallBack(attempts, a)
 	}
 
 	waited := false
@@ -106,7 +104,8 @@ func (b *boot) mountImage() error {
 			break
 		}
 		b.noteEvent(event)
-		for _, a := range attempts {
+		for i := 0; i < len(attempts); i++ { // as above
+			a := attempts[i]
 			if a.refused != nil {
 				continue
 			}
@@ -117,9 +116,7 @@ func (b *boot) mountImage() error {
 			if b.try(a) {
 				return b.served(attempts, a)
 			}
-			if errors.Is(a.refused, errIsRoot) && !b.conf.Auto {
-				return failed(string(a.backend), a.refused)
-			}
+			attempts = b.withFallBack(attempts, a)
 		}
 	}
 	var why reasons
@@ -130,6 +127,15 @@ func (b *boot) mountImage() error {
 		return failed("no image after "+strconv.Itoa(b.conf.TimeoutSeconds)+" s", why)
 	}
 	return failed("no image", why)
+}
+
+// withFallBack adds the RAM backend when the one that was asked for would hold
+// the real root. `auto` has its own list.
+func (b *boot) withFallBack(attempts []*attempt, a *attempt) []*attempt {
+	if errors.Is(a.refused, errIsRoot) && !b.conf.Auto {
+		attempts = append(attempts, &attempt{backend: bootconf.RAM})
+	}
+	return attempts
 }
 
 func anyWaiting(attempts []*attempt) bool {
@@ -221,15 +227,17 @@ func (b *boot) eligible(backend bootconf.Backend, d *device) bool {
 	return !d.isPmem() && b.filesystem(d).UUID == b.conf.ImageUUID.String()
 }
 
-// isRoot reports whether the command line's root= names the device.
+// isRoot reports whether the command line's root= names the device; the last
+// one counts, as everywhere on the command line.
 func (b *boot) isRoot(d *device) bool {
+	var root string
 	for word := range bootconf.Words(b.cmdline) {
 		if value, ok := strings.CutPrefix(word, "root="); ok {
-			tag, err := bootconf.ParseTag(strings.TrimPrefix(value, "block:"))
-			return err == nil && b.matches(d, tag)
+			root = value
 		}
 	}
-	return false
+	tag, err := bootconf.ParseTag(strings.TrimPrefix(root, "block:"))
+	return err == nil && b.matches(d, tag)
 }
 
 // mountDevice mounts an image that fills a block device.

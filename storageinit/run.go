@@ -161,17 +161,18 @@ func (b *boot) configure() error {
 	}
 	b.cmdline = strings.TrimSpace(cmdline)
 
-	// Command line first: its failure policy must hold for what is wrong with
-	// the file. It is read once more below, because it overrides the file.
+	// Command line first: its failure policy must hold if there is no file. It
+	// overrides the file, so it is read once more before the file is judged.
 	b.conf.ReadCmdline(b.cmdline)
 	text, err := b.sys.ReadFile(bootconf.ConfigPath)
 	if err != nil {
 		return failed("read "+bootconf.ConfigPath, err)
 	}
-	if err := b.report(bootconf.ConfigPath, b.conf.ReadFile(text)); err != nil {
+	inFile, inCmdline := b.conf.ReadFile(text), b.conf.ReadCmdline(b.cmdline)
+	if err := b.report(bootconf.ConfigPath, inFile); err != nil {
 		return err
 	}
-	if err := b.report("kernel command line", b.conf.ReadCmdline(b.cmdline)); err != nil {
+	if err := b.report("kernel command line", inCmdline); err != nil {
 		return err
 	}
 	if err := b.conf.Check(); err != nil {
