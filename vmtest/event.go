@@ -10,7 +10,7 @@ import (
 // The kinds of events that Run knows. A guest may send others.
 const (
 	EventDone      = "done"       // the last; see Done
-	EventMultiUser = "multi-user" // multi-user.target is reached; has uptime_s
+	EventMultiUser = "multi-user" // multi-user.target was reached at uptime_s
 	EventEntry     = "entry"      // one path of the tree; see Entry
 )
 

@@ -1,6 +1,7 @@
 package vmtest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -74,8 +75,7 @@ func newLogs(parent string) (*logs, error) {
 	}{{consoleLog, &l.console}, {eventsLog, &l.events}} {
 		f, err := os.Create(filepath.Join(dir, file.name))
 		if err != nil {
-			l.close()
-			return nil, fmt.Errorf("log folder: %w", err)
+			return nil, errors.Join(fmt.Errorf("log folder: %w", err), l.close())
 		}
 		*file.to = &logFile{f: f}
 	}

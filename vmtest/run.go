@@ -319,9 +319,9 @@ func (b *boot) event(p piece) {
 		b.result.Done = done
 		b.endIn(p.at + doneGrace)
 	case EventMultiUser:
-		if _, ok := b.result.Times[MultiUser]; !ok {
-			b.result.Times[MultiUser] = head.UptimeS
-		}
+		// systemd's own time is exact; its line on the console is placed by the
+		// host's clock, and is lost when a getty takes the console over.
+		b.result.Times[MultiUser] = head.UptimeS
 	}
 	if b.eventBytes+len(line) <= maxEvents || head.Event == EventDone {
 		b.eventBytes += len(line)

@@ -116,6 +116,7 @@ func TestRunResult(t *testing.T) {
 	m := fakeQEMU(t, saysInit+
 		`echo '<14>[    1.200000] storage-init: handover backend=block image=U verified=none us=1200000' >&3
 		echo 'Welcome' >&3
+		echo '[  OK  ] Reached target multi-user.target - Multi-User System.' >&3
 		echo noise >&4
 		echo '{"event":"multi-user","uptime_s":2.25}' >&4
 		echo '{"event":"other","x":1}' >&4
@@ -144,8 +145,8 @@ func TestRunResult(t *testing.T) {
 	if r.Handover == nil || r.Handover.US != 1200000 || r.LastS != 3 {
 		t.Errorf("handover %+v, last stamp %v; want 1200000 us, 3", r.Handover, r.LastS)
 	}
-	if lines != 4 || events != 3 || len(r.Events) != 3 {
-		t.Errorf("%d lines, %d and %d events, want 4, 3 and 3", lines, events, len(r.Events))
+	if lines != 5 || events != 3 || len(r.Events) != 3 {
+		t.Errorf("%d lines, %d and %d events, want 5, 3 and 3", lines, events, len(r.Events))
 	}
 	record, err := r.Done.BootRecord()
 	if err != nil || record.Backend != "block" || record.Phases[0].EndUS != 2 {

@@ -49,6 +49,15 @@ uptime_s() {
 	printf '%s' "$seconds"
 }
 
+# When systemd reached the target: some time before this script runs.
+multi_user_s() {
+	systemctl show --property=ActiveEnterTimestampMonotonic multi-user.target 2>/dev/null |
+		awk -F= -v now="$reached" '
+			$2 + 0 > 0 { now = sprintf("%.6f", $2 / 1e6) }
+			END { printf "%s", now }
+		'
+}
+
 erofs_mounts() {
 	awk '{ for (i = 7; i < NF; i++) if ($i == "-") { if ($(i + 1) == "erofs") print; break } }' "$root/proc/1/mountinfo"
 }
@@ -139,7 +148,7 @@ fi
 # Raw, so that the terminal changes nothing.
 stty -F "$events" raw -echo
 {
-	printf '{"event":"multi-user","uptime_s":%s}\n' "$reached"
+	printf '{"event":"multi-user","uptime_s":%s}\n' "$(multi_user_s)"
 	done_event
 } >"$events"
 echo 'vmtest-agent: reported, powering off' >/dev/console

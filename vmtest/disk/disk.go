@@ -2,7 +2,9 @@
 // partitions hold a filesystem with chosen files, or a ready image.
 //
 // Everything has a chosen identity. What a caller leaves open is derived from
-// the partition's place and label, so that the same Spec gives the same disk.
+// the partition's place and label, so that the same Spec gives the same table
+// and the same names. The filesystems differ in the times of their inodes,
+// which their formatters take from the clock.
 package disk
 
 import (
@@ -64,14 +66,14 @@ const (
 // Create writes the disk image and gives its partitions with everything that
 // was left open filled in. The file is sparse. On an error there is no file at
 // path that was not there before.
-func Create(path string, s Spec) ([]Partition, error) {
-	parts := append([]Partition(nil), s.Partitions...)
+func Create(path string, s Spec) (parts []Partition, err error) {
+	parts = append([]Partition(nil), s.Partitions...)
 	var contents []string
 	work, err := os.MkdirTemp(filepath.Dir(path), ".disk-")
 	if err != nil {
 		return nil, fmt.Errorf("disk %s: %w", path, err)
 	}
-	defer os.RemoveAll(work)
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
 
 	table := &gpt.Table{LogicalSectorSize: sector, PhysicalSectorSize: sector, ProtectiveMBR: true, GUID: s.GUID}
 	if table.GUID == "" {
@@ -115,12 +117,12 @@ func Create(path string, s Spec) ([]Partition, error) {
 // Format writes a disk image without a partition table and gives it with
 // everything that was left open filled in. On an error there is no file at
 // path that was not there before.
-func Format(path string, p Partition) (Partition, error) {
+func Format(path string, p Partition) (_ Partition, err error) {
 	work, err := os.MkdirTemp(filepath.Dir(path), ".disk-")
 	if err != nil {
 		return p, fmt.Errorf("disk %s: %w", path, err)
 	}
-	defer os.RemoveAll(work)
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
 	content, err := p.make(work, 0)
 	if err != nil {
 		return p, fmt.Errorf("disk %s: %w", path, err)

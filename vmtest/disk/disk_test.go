@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -221,15 +222,26 @@ func TestCreate(t *testing.T) {
 	mustRun(t, "e2fsck", "-fn", alone)
 
 	again := filepath.Join(dir, "again.img")
-	if _, err := Create(again, spec); err != nil {
+	parts2, err := Create(again, spec)
+	if err != nil {
 		t.Fatal(err)
+	}
+	if diff := cmp.Diff(parts, parts2); diff != "" {
+		t.Errorf("the same description gave other partitions (-first +second):\n%s", diff)
 	}
 	disk2, err := os.ReadFile(again)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(disk, disk2) {
-		t.Error("the same description gave two different disks")
+	if len(disk) != len(disk2) || !bytes.Equal(disk[:mib], disk2[:mib]) || !bytes.Equal(disk[len(disk)-mib:], disk2[len(disk)-mib:]) {
+		t.Error("the same description gave two different tables")
+	}
+	var usage syscall.Stat_t
+	if err := syscall.Stat(path, &usage); err != nil {
+		t.Fatal(err)
+	}
+	if got, most := usage.Blocks*512, int64(12*mib); got > most {
+		t.Errorf("the disk takes %d bytes, want at most %d: its holes are filled", got, most)
 	}
 	noScraps(t, dir, "again.img", "alone", "disk.img")
 }
