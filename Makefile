@@ -6,9 +6,10 @@ SHELL := /bin/bash
 GO ?= go
 FIXTURES := vmtest/fixtures/fixtures.sh
 LINT_VERSION := v2.15.0
-# What the tests boot. `make test` makes the first list, `make vmtest` both.
-TEST_FIXTURES := kernel-6.1 kernel-6.12 dracut-6.1.img initramfs-tools-6.1.img root-bookworm.ext4
-VMTEST_FIXTURES := kernel-sid dracut-6.12.img dracut-nosystemd-6.1.img dracut-sid.img
+# What the tests read and boot.
+TEST_FIXTURES := kernel-6.1 kernel-6.12 dracut-6.1.img dracut-nosystemd-6.1.img dracut-6.12.img \
+	initramfs-tools-6.1.img root-bookworm.ext4
+SID_FIXTURES := kernel-sid dracut-sid.img
 # More flags for go test, for example GOTESTFLAGS=-v.
 GOTESTFLAGS ?=
 FUZZTIME ?= 20s
@@ -40,11 +41,13 @@ check: ## go mod tidy, gofmt, go vet, golangci-lint, shellcheck
 .PHONY: test
 test: build ## all tests: units, tiny VMs, a few boots of Debian (installs what it needs)
 	$(FIXTURES) tools $(TEST_FIXTURES)
+	@# Debian sid is now and then broken; its tests are then skipped, with CI=true they fail.
+	-$(FIXTURES) $(SID_FIXTURES)
 	INITOVERLAYFS_VM=1 $(GO) test -count=1 -timeout 60m $(GOTESTFLAGS) ./...
 
 .PHONY: vmtest
 vmtest: build ## the tests with every boot of every distribution
-	$(FIXTURES) tools $(TEST_FIXTURES) $(VMTEST_FIXTURES)
+	$(FIXTURES) tools $(TEST_FIXTURES) $(SID_FIXTURES)
 	INITOVERLAYFS_VM=full $(GO) test -count=1 -timeout 180m $(GOTESTFLAGS) ./...
 
 .PHONY: bench
