@@ -145,6 +145,7 @@ func (b *boot) loadLevel(group []*bootconf.Module) error {
 			load(i)
 		}
 	}
+	var first error
 	for i, err := range results {
 		m := group[i]
 		switch {
@@ -154,11 +155,14 @@ func (b *boot) loadLevel(group []*bootconf.Module) error {
 		case errors.Is(err, syscall.ENODEV):
 			b.log(levelInfo, "module "+m.Name()+": no such hardware")
 		default:
-			return failed("load module "+m.Path, err)
+			if first == nil {
+				first = failed("load module "+m.Path, err)
+			}
+			continue
 		}
 		b.modules.done[m.Path] = true
 	}
-	return nil
+	return first
 }
 
 // wanted decides the conditions under which a module is left out: the CPU lacks
