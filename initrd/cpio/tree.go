@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 )
@@ -76,6 +77,10 @@ var (
 // the symlinks that are there at that moment and never leave the tree. Hard
 // links have their data on any of their names. The times of directories are
 // set at the end; for one that comes twice, the first time stays.
+//
+// A symlink without a target is dropped too, because nothing but the kernel's
+// unpacker could make one. A root that the archive does not describe has mode
+// 0755 and time 0; the kernel's depends on what rootfs is.
 //
 // The tree holds what the archive holds, and /dev and /root, which the kernel's
 // own built-in archive makes, where an entry lies below them.
@@ -425,7 +430,15 @@ func (u *unpacker) symlink(h *Header) (drop, err error) {
 	return nil, nil
 }
 
-func (n *Node) setOwner(h *Header) { n.UID, n.GID = h.UID, h.GID }
+// setOwner is chown, for which the largest number means no change.
+func (n *Node) setOwner(h *Header) {
+	if h.UID != math.MaxUint32 {
+		n.UID = h.UID
+	}
+	if h.GID != math.MaxUint32 {
+		n.GID = h.GID
+	}
+}
 
 func (n *Node) setPerm(h *Header) { n.Mode = n.Mode&TypeMask | h.Mode&^TypeMask }
 
