@@ -26,7 +26,9 @@ help: ## list the targets
 
 .PHONY: build
 build: ## bin/initoverlayfs, bin/storage-init and the guest's test programs
-	$(GO) build -trimpath -ldflags "-s -w" -o bin/ ./cmd/... $(wildcard ./vmtest/guest)
+	$(GO) build -trimpath -ldflags "-s -w" -o bin/ ./cmd/initoverlayfs ./vmtest/guest
+	@# Without inlining storage-init is a tenth smaller, and its bytes are boot time.
+	$(GO) build -trimpath -ldflags "-s -w" -gcflags=all=-l -o bin/ ./cmd/storage-init
 
 .PHONY: check
 check: ## go mod tidy, gofmt, go vet, golangci-lint, shellcheck
