@@ -36,6 +36,16 @@ func (g *guest) check(name, argument string) (any, error) {
 	case "exists":
 		_, err := os.Lstat(argument)
 		return err == nil, nil
+	case "read":
+		return readFiles(argument)
+	case "list":
+		return listFolders(argument)
+	case "run":
+		return runPrograms(argument)
+	case "copy_self":
+		return true, copySelf(argument)
+	case "old_root":
+		return oldRoot()
 	}
 	return nil, errors.New("unknown")
 }
