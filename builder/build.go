@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -255,18 +254,6 @@ func MiniConfig(path string) (bootconf.Config, error) {
 // storageInitName is the program that becomes PID 1.
 const storageInitName = "storage-init"
 
-// MissingStorageInitError is returned when there is no storage-init.
-type MissingStorageInitError struct{ Tried []string }
-
-func (e *MissingStorageInitError) Error() string {
-	return storageInitName + " is not in " + strings.Join(e.Tried, ", ")
-}
-
-// Hint says how to get it.
-func (e *MissingStorageInitError) Hint() string {
-	return "build it with `make build`, or name it with --storage-init"
-}
-
 // FindStorageInit gives the path of the storage-init program: the one that is
 // named, or else the one beside this program or in /usr/lib/initoverlayfs. It
 // has to be a static executable for arch, because the mini-initramfs has no
@@ -285,7 +272,10 @@ func FindStorageInit(named, arch string) (string, error) {
 			return path, checkProgram(path, arch)
 		}
 	}
-	return "", &MissingStorageInitError{tried}
+	return "", &HintedError{
+		fmt.Errorf("%s is not in %s", storageInitName, strings.Join(tried, ", ")),
+		"build it with `make build`, or name it with --storage-init",
+	}
 }
 
 var elfMachines = map[string]elf.Machine{
@@ -330,11 +320,14 @@ func (o *Options) miniOptions(program string) (MiniOptions, error) {
 	dir := o.ModulesDir
 	if dir == "" {
 		dir = filepath.Join("/lib/modules", o.KernelVersion)
-		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		if !exists(dir) {
 			dir = filepath.Join("/usr/lib/modules", o.KernelVersion)
 		}
 	}
 	index, err := kmod.Open(dir, o.KernelVersion)
+	if err != nil && !exists(dir) {
+		err = &HintedError{err, "install the kernel, or name the folder of its modules with --modules-dir"}
+	}
 	if err != nil {
 		return MiniOptions{}, err
 	}

@@ -381,8 +381,8 @@ func TestFindStorageInit(t *testing.T) {
 	// Neither beside the test program nor, on a machine without an
 	// installation, in the system.
 	_, err := FindStorageInit("", runtime.GOARCH)
-	var missing *MissingStorageInitError
+	var missing *HintedError
 	if _, installed := os.Stat("/usr/lib/initoverlayfs/storage-init"); installed != nil && !errors.As(err, &missing) {
-		t.Errorf("FindStorageInit(\"\") error %v, want a MissingStorageInitError", err)
+		t.Errorf("FindStorageInit(\"\") error %v, want one with a hint", err)
 	}
 }

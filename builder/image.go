@@ -138,6 +138,15 @@ func (t *fullTree) writeImage(ctx context.Context, f *os.File, epoch int64) (Ima
 	if image.UUID != uuid {
 		return Image{}, fmt.Errorf("the image has UUID %s, not %s", image.UUID, uuid)
 	}
+	// A program that fakeroot cannot reach, a static one, sees the modes and
+	// owners of the temporary files.
+	mode, err := image.ReadMode(f, image.RootNid)
+	if err != nil {
+		return Image{}, err
+	}
+	if want := t.Root().Mode; mode != want {
+		return Image{}, fmt.Errorf("the root of the image has mode %#o, not %#o", mode, want)
+	}
 	return image, nil
 }
 

@@ -368,6 +368,27 @@ func TestCreateImageFails(t *testing.T) {
 	}
 }
 
+// A program that fakeroot does not reach makes an image of the temporary files
+// as they are.
+func TestCreateImageWithoutFakeroot(t *testing.T) {
+	skipWithoutMkfs(t)
+	programs := t.TempDir()
+	script := "#!/bin/sh\nshift 3\nexec \"$@\"\n" // -i STATE --
+	if err := os.WriteFile(filepath.Join(programs, "fakeroot"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	source := strangeArchive(t)
+	t.Setenv("PATH", programs+string(os.PathListSeparator)+os.Getenv("PATH"))
+	out := filepath.Join(t.TempDir(), "image")
+	_, err := CreateImage(context.Background(), Source{Archive: source}, out, mkfsErofs{}, testLayouts()["lz4"], 0)
+	if err == nil || !strings.Contains(err.Error(), "mode") {
+		t.Errorf("error %v, want one about the mode of the root", err)
+	}
+	if _, err := os.Stat(out); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("image: %v, want that there is none", err)
+	}
+}
+
 func namesIn(t *testing.T, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)

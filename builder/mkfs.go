@@ -22,21 +22,10 @@ import (
 // owners, modes and device numbers that they stand for.
 type mkfsErofs struct{}
 
-// MissingToolError is a program that the machine does not have.
-type MissingToolError struct {
-	Tool, Package string
-}
-
-// Error names the program.
-func (e *MissingToolError) Error() string { return e.Tool + " is not installed" }
-
-// Hint names the package that has it.
-func (e *MissingToolError) Hint() string { return "install the package " + e.Package }
-
 func lookTool(tool, pkg string) (string, error) {
 	path, err := exec.LookPath(tool)
 	if err != nil {
-		return "", &MissingToolError{tool, pkg}
+		return "", &HintedError{fmt.Errorf("%s is not installed", tool), "install the package " + pkg}
 	}
 	return path, nil
 }

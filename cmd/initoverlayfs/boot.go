@@ -55,7 +55,7 @@ func (a *app) bootCommand() *cobra.Command {
 	p.StringVar(&f.dir, "dir", ".", "`DIR` that build wrote")
 	p.StringVar(&f.kver, "kver", "", "kernel `VERSION` of the build")
 	p.StringVar(&f.kernel, "kernel", "", "kernel `FILE` (default /boot/vmlinuz-VERSION)")
-	p.StringVar(&f.backend, "backend", "", "`BACKEND`, or plain for the unchanged initramfs (default: the build's)")
+	p.StringVar(&f.backend, "backend", "", "`BACKEND`, or plain for the unchanged initramfs (default, and auto: the build's)")
 	p.StringVar(&f.initramfs, "initramfs", "", "initramfs `FILE` of the backend plain")
 	p.StringVar(&f.rootDisk, "rootdisk", "", "disk `IMAGE` with the real root; the guest's writes are thrown away")
 	p.StringVar(&f.bootDisk, "bootdisk", "", "disk `IMAGE` with the boot filesystem or the image; writes are thrown away")
@@ -137,16 +137,18 @@ func (a *app) boot(ctx context.Context, f *bootFlags) error {
 	if bootErr != nil {
 		doc.Error = bootErr.Error()
 	}
-	if err := a.printBoot(doc, f.asJSON); err != nil {
+	if f.asJSON {
+		err = a.printJSON(doc)
+	} else {
+		err = a.printBoot(doc, f.rootDisk != "")
+	}
+	if err != nil {
 		return err
 	}
 	return bootErr
 }
 
-func (a *app) printBoot(doc bootJSON, asJSON bool) error {
-	if asJSON {
-		return a.printJSON(doc)
-	}
+func (a *app) printBoot(doc bootJSON, withRoot bool) error {
 	seconds := func(t *float64) string {
 		if t == nil {
 			return "not reached"
@@ -160,9 +162,10 @@ func (a *app) printBoot(doc bootJSON, asJSON bool) error {
 	if doc.Backend != plainBackend {
 		rows = append(rows, [2]string{"handover", seconds(doc.HandoverS)})
 	}
-	rows = append(rows,
-		[2]string{"first init message", seconds(doc.InitfsInitS)},
-		[2]string{"multi-user", seconds(doc.MultiUserS)})
+	rows = append(rows, [2]string{"first init message", seconds(doc.InitfsInitS)})
+	if withRoot || doc.MultiUserS != nil {
+		rows = append(rows, [2]string{"multi-user", seconds(doc.MultiUserS)})
+	}
 	if doc.MemAvailableKB != nil {
 		rows = append(rows, [2]string{"memory available", fmt.Sprintf("%d kB", *doc.MemAvailableKB)})
 	}
@@ -241,17 +244,18 @@ func (f *bootFlags) attachBuild(m *vmtest.Machine) (backend string, cleanup func
 	if err != nil {
 		return "", nil, err
 	}
+	built := bootconf.FormatBackends(config.Backends, config.Auto)
 	backend = f.backend
-	if backend == "" {
-		backend = bootconf.FormatBackends(config.Backends, config.Auto)
+	if backend == "" || backend == "auto" {
+		backend = built
 	}
 	list, _, err := bootconf.ParseBackends(backend)
 	if err != nil {
 		return "", nil, usageErrorf("--backend: %v", err)
 	}
-	if backend != bootconf.FormatBackends(config.Backends, config.Auto) {
+	if backend != built {
 		for _, b := range list {
-			if !slices.Contains(config.Backends, b) && backend != "auto" {
+			if !slices.Contains(config.Backends, b) {
 				return "", nil, hinted{
 					fmt.Errorf("the build in %s does not have the backend %s", f.dir, b),
 					"build it with --backend " + string(b),

@@ -18,9 +18,10 @@ const (
 	SuperOffset = 1024
 	SuperMagic  = 0xE0F5E1E2
 
-	superSize    = 128
-	minBlkSzBits = 9
-	maxBlkSzBits = 16 // the largest page size of a Linux kernel is 64 KiB
+	superSize     = 128
+	minBlkSzBits  = 9
+	maxBlkSzBits  = 16 // the largest page size of a Linux kernel is 64 KiB
+	inodeSlotBits = 5
 )
 
 // ErrNotEROFS is what ReadSuperblock wraps when the magic is another one.
@@ -57,6 +58,7 @@ type Superblock struct {
 	Blocks          uint64 // of BlockSize bytes, of the primary device
 	Inos            uint64 // number of inodes
 	RootNid         uint64
+	MetaBlkAddr     uint32 // block in which the inode with nid 0 would lie
 	BuildTime       int64  // seconds since 1970
 	BuildTimeNsec   uint32 // nanoseconds
 	UUID            bootconf.UUID
@@ -75,6 +77,22 @@ func (s *Superblock) Size() int64 { return int64(s.Blocks) << s.BlkSzBits }
 func (s *Superblock) Compressed() bool {
 	return s.FeatureIncompat&(FeatureIncompatZeroPadding|FeatureIncompatBigPcluster|
 		FeatureIncompatZtailpacking|FeatureIncompatFragments) != 0
+}
+
+// InodeOffset is where the inode lies in the image, in bytes; erofs_iloc in
+// fs/erofs/internal.h.
+func (s *Superblock) InodeOffset(nid uint64) int64 {
+	return int64(s.MetaBlkAddr)<<s.BlkSzBits + int64(nid)<<inodeSlotBits
+}
+
+// ReadMode reads the mode of an inode, with its type bits. Both forms of inodes
+// have it in the same place.
+func (s *Superblock) ReadMode(r io.ReaderAt, nid uint64) (uint32, error) {
+	var raw [2]byte
+	if err := readAt(r, raw[:], s.InodeOffset(nid)+4); err != nil {
+		return 0, fmt.Errorf("read EROFS inode %d at offset %d: %w", nid, s.InodeOffset(nid), err)
+	}
+	return uint32(binary.LittleEndian.Uint16(raw[:])), nil
 }
 
 // Features names the feature bits that are set, compatible ones first. A bit
@@ -121,6 +139,7 @@ func ReadSuperblock(r io.ReaderAt) (Superblock, error) {
 		BuildTime:       int64(le.Uint64(raw[24:])),
 		BuildTimeNsec:   le.Uint32(raw[32:]),
 		Blocks:          uint64(le.Uint32(raw[36:])),
+		MetaBlkAddr:     le.Uint32(raw[40:]),
 		UUID:            bootconf.UUID(raw[48:64]),
 		VolumeName:      volumeName(raw[64:80]),
 		FeatureIncompat: le.Uint32(raw[80:]),

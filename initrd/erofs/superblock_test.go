@@ -33,6 +33,7 @@ func image(edit func(sb []byte)) []byte {
 	le.PutUint64(sb[24:], 1_700_000_000)
 	le.PutUint32(sb[32:], 5)
 	le.PutUint32(sb[36:], 3)
+	le.PutUint32(sb[40:], 1)
 	copy(sb[48:], testUUID[:])
 	copy(sb[64:], "volume")
 	le.PutUint32(sb[80:], erofs.FeatureIncompatZeroPadding|1<<20)
@@ -52,11 +53,14 @@ func TestReadSuperblock(t *testing.T) {
 	}
 	got.Checksum = 0 // computed by this test itself; mkfs.erofs is the oracle below
 	want := erofs.Superblock{
-		FeatureCompat: 3, FeatureIncompat: 0x100001, BlkSzBits: 12, Blocks: 3, Inos: 8, RootNid: 36,
+		FeatureCompat: 3, FeatureIncompat: 0x100001, BlkSzBits: 12, Blocks: 3, Inos: 8, RootNid: 36, MetaBlkAddr: 1,
 		BuildTime: 1_700_000_000, BuildTimeNsec: 5, UUID: testUUID, VolumeName: "volume",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("superblock (-want +got):\n%s", diff)
+	}
+	if got, want := got.InodeOffset(36), int64(4096+36*32); got != want {
+		t.Errorf("InodeOffset(36) = %d, want %d", got, want)
 	}
 	if got, want := got.Size(), int64(3*4096); got != want {
 		t.Errorf("Size() = %d, want %d", got, want)
@@ -146,7 +150,7 @@ func TestReadSuperblockMkfs(t *testing.T) {
 	}
 	dir := t.TempDir()
 	tree := filepath.Join(dir, "tree")
-	if err := os.MkdirAll(tree, 0o755); err != nil {
+	if err := os.Mkdir(tree, 0o751); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(tree, "zeros"), make([]byte, 1<<16), 0o644); err != nil {
@@ -174,6 +178,12 @@ func TestReadSuperblockMkfs(t *testing.T) {
 		info, err := f.Stat()
 		if err != nil {
 			t.Fatal(err)
+		}
+		if mode, err := got.ReadMode(f, got.RootNid); err != nil || mode != 0o40751 {
+			t.Errorf("mode of the root = %#o, %v; want 040751", mode, err)
+		}
+		if _, err := got.ReadMode(f, 1<<40); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("mode of an inode behind the end: %v, want an unexpected end", err)
 		}
 		f.Close()
 		if got.UUID != testUUID || got.BuildTime != 1_700_000_000 || got.Inos != 2 {
