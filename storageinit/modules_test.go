@@ -74,7 +74,7 @@ func TestModulesOfALevelInParallel(t *testing.T) {
 	f.cpus = 2
 	first, second := gate{open: make(chan struct{})}, gate{open: make(chan struct{})}
 	f.load = func(path, _ string) error {
-		ok := false
+		var ok bool
 		switch path {
 		case "/lib/modules/a.ko", "/lib/modules/b.ko", "/lib/modules/c.ko":
 			ok = first.wait(3)
