@@ -117,9 +117,9 @@ const PmemAlign = 2 << 20
 // Pmem is an image that the guest sees as persistent memory.
 type Pmem struct {
 	Path string
-	// Virtio makes it a virtio-pmem device, which needs no guest memory, but
-	// an image whose size is a multiple of PmemAlign. The guest's writes are
-	// thrown away. Otherwise the image is loaded into guest memory that
+	// Virtio makes it a virtio-pmem device, which needs no guest memory. The
+	// guest's writes are thrown away. The image's size must be a multiple of
+	// PmemAlign for Args; Run lengthens a copy where it is not. Otherwise the image is loaded into guest memory that
 	// memmap=SIZE!ADDR takes away from the kernel.
 	Virtio bool
 	// AddrMiB is where a memmap region begins; 0: 512 or behind the previous

@@ -24,7 +24,7 @@ func fileOf(t *testing.T, name string, size int64) string {
 
 // The arguments that every machine has, in their order, around its own.
 const (
-	base  = "-nodefaults -nographic -no-reboot -machine q35"
+	base  = "-nodefaults -nographic -no-reboot -machine q35,sata=off,smbus=off"
 	ports = "-add-fd fd=3,set=3 -chardev file,id=console,path=/dev/fdset/3,append=on -serial chardev:console" +
 		" -add-fd fd=4,set=4 -chardev file,id=events,path=/dev/fdset/4,append=on -serial chardev:events -kernel K"
 	words = "console=ttyS0 printk.time=1 console_msg_format=syslog printk.devkmsg=on vmtest.events=ttyS1"

@@ -77,13 +77,13 @@ func Run(ctx context.Context, m Machine) (result *Result, err error) {
 		return nil, err
 	}
 	m.Accel = r.Accel
-	args, err := m.Args()
-	if err != nil {
-		return nil, err
-	}
 	logs, err := newLogs(m.LogParent)
 	if err != nil {
 		return nil, err
+	}
+	args, err := m.prepare(logs.dir)
+	if err != nil {
+		return nil, errors.Join(err, logs.close(), logs.remove())
 	}
 	command := shellQuote(append([]string{binary}, args...)) + "\n"
 	if err := os.WriteFile(filepath.Join(logs.dir, argsLog), []byte(command), 0o666); err != nil {
@@ -93,6 +93,12 @@ func Run(ctx context.Context, m Machine) (result *Result, err error) {
 	b := &boot{machine: &m, result: r, logs: logs}
 	b.console.times = r.Times
 	bootErr := b.run(ctx, binary, args)
+	for i := range m.Pmem {
+		// Large, and a copy of what the caller has.
+		if err := os.Remove(pmemCopy(logs.dir, i)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return r, fmt.Errorf("log folder: %w", err)
+		}
+	}
 	r.LogDir = logs.dir
 	if err := logs.close(); err != nil && bootErr == nil {
 		return r, err
@@ -108,6 +114,49 @@ func Run(ctx context.Context, m Machine) (result *Result, err error) {
 		}
 	}
 	return r, nil
+}
+
+// prepare gives the arguments, after making lengthened copies in dir of the
+// virtio-pmem images that need it.
+func (m *Machine) prepare(dir string) ([]string, error) {
+	pmem := append([]Pmem(nil), m.Pmem...)
+	for i, p := range pmem {
+		if !p.Virtio {
+			continue
+		}
+		info, err := os.Stat(p.Path)
+		if err != nil {
+			return nil, fmt.Errorf("qemu: persistent memory: %w", err)
+		}
+		if over := info.Size() % PmemAlign; over != 0 {
+			pmem[i].Path = pmemCopy(dir, i)
+			if err := lengthen(pmem[i].Path, p.Path, info.Size()-over+PmemAlign); err != nil {
+				return nil, errors.Join(fmt.Errorf("qemu: persistent memory %s: %w", p.Path, err), os.Remove(pmem[i].Path))
+			}
+		}
+	}
+	m.Pmem = pmem
+	return m.Args()
+}
+
+func pmemCopy(dir string, i int) string { return filepath.Join(dir, fmt.Sprintf("pmem%d.img", i)) }
+
+// lengthen copies a file and puts zeros behind.
+func lengthen(to, from string, size int64) (err error) {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	if _, err := io.Copy(out, in); err != nil {
+		return err
+	}
+	return out.Truncate(size)
 }
 
 func (m *Machine) binary() (string, error) {

@@ -228,6 +228,42 @@ func TestRunFlood(t *testing.T) {
 	}
 }
 
+// TestRunPmem proves that QEMU gets a virtio-pmem image of a size it takes.
+func TestRunPmem(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "sizes")
+	m := fakeQEMU(t, `for a; do case $a in memory-backend-file,*) a=${a#*mem-path=}; stat -c %s "${a%%,*}" >>`+out+`; echo "${a#*,}" >>`+out+` ;; esac; done
+		`+saysDone)
+	odd := fileOf(t, "odd", 3<<20)
+	m.Pmem = []Pmem{{Path: odd, Virtio: true}, {Path: fileOf(t, "even", 2<<20), Virtio: true}}
+	m.Keep = true
+	r, err := Run(context.Background(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(out)
+	if want := "4194304\nsize=4M,share=off\n2097152\nsize=2M,share=off\n"; err != nil || string(got) != want {
+		t.Errorf("QEMU sees %q, %v; want %q", got, err, want)
+	}
+	if info, err := os.Stat(odd); err != nil || info.Size() != 3<<20 {
+		t.Errorf("the image itself: %v, %v; want it unchanged", info, err)
+	}
+	if left, err := filepath.Glob(filepath.Join(r.LogDir, "pmem*")); err != nil || len(left) != 0 {
+		t.Errorf("copies are left: %v, %v", left, err)
+	}
+}
+
+// TestRunRefused proves that a machine that cannot be leaves no folder.
+func TestRunRefused(t *testing.T) {
+	m := fakeQEMU(t, saysDone)
+	m.Drives = []Drive{{Bus: "mfm"}}
+	if r, err := Run(context.Background(), m); err == nil || r != nil {
+		t.Errorf("Run = %v, %v; want an error", r, err)
+	}
+	if left, err := os.ReadDir(m.LogParent); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
 func TestRunWithoutQEMU(t *testing.T) {
 	m := Machine{QEMU: filepath.Join(t.TempDir(), "none"), Kernel: "K", Accel: TCG}
 	if r, err := Run(context.Background(), m); err == nil || r != nil {
