@@ -58,10 +58,12 @@ func TestAgent(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			// No systemd answers: what it would say is empty.
+			// No systemd answers: what it would say is empty. And nothing waits.
 			bin := t.TempDir()
-			if err := os.WriteFile(filepath.Join(bin, "systemctl"), []byte("#!/bin/sh\n"), 0o700); err != nil {
-				t.Fatal(err)
+			for _, name := range []string{"systemctl", "sleep"} {
+				if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"), 0o700); err != nil {
+					t.Fatal(err)
+				}
 			}
 			cmd := exec.Command("sh", "agent/vmtest-agent.sh", "--print")
 			cmd.Env = append(os.Environ(), "VMTEST_ROOT="+root, "PATH="+bin+":"+os.Getenv("PATH"))
