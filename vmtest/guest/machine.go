@@ -68,6 +68,10 @@ func runPrograms(commands string) ([]program, error) {
 	return ended, nil
 }
 
+// The main thread is the one that /proc/self shows. It stays with the main
+// goroutine, so that no other changes what it sees.
+func init() { runtime.LockOSThread() }
+
 // oldRoot lists what is left in the rootfs below this root. A thread with a
 // mount namespace of its own takes the root away and then looks at the
 // namespace from its begin.
