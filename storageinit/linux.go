@@ -358,7 +358,7 @@ func (l *Linux) CopyToMemory(image Image) (Image, error) {
 	for off < src.size {
 		// At most what one call of sendfile moves, lib/splice.
 		n, err := unix.Sendfile(fd, src.fd, &off, int(min(src.size-off, 1<<30)))
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err == nil && n == 0 {
