@@ -111,7 +111,10 @@ func (b *boot) mountKernelFilesystems() error {
 		{"devtmpfs", "/dev", mountNoSUID, "mode=0755"},
 		{"proc", "/proc", mountNoSUID | mountNoDev | mountNoExec, ""},
 		{"sysfs", "/sys", mountNoSUID | mountNoDev | mountNoExec, ""},
-		{"tmpfs", "/run", mountNoSUID | mountNoDev, "mode=0755"},
+		// systemd keeps a /run that is there. Its own has this size, by which
+		// journald sizes its journal: with tmpfs's default of half the memory
+		// that would hold 8 MB more of a 1 GB machine.
+		{"tmpfs", "/run", mountNoSUID | mountNoDev, "mode=0755,size=20%,nr_inodes=800k"},
 	} {
 		// The directories are in the mini-initramfs; one that is missing
 		// shows as the mount's error.
