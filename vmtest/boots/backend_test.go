@@ -1,0 +1,189 @@
+package boots
+
+import (
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"initoverlayfs/initrd/bootconf"
+	"initoverlayfs/initrd/compress"
+	"initoverlayfs/vmtest"
+)
+
+const onBootLabel = "bootfs LABEL=boot\n"
+
+// backends are the builds of the single backends. Each mini-initramfs is packed
+// in another way.
+var backends = []struct {
+	backend bootconf.Backend
+	spec    spec
+}{
+	{bootconf.Block, spec{config: "backend block\n", compress: compress.XZ}},
+	{bootconf.Loop, spec{config: "backend loop\n" + onBootLabel, compress: compress.Zstd}},
+	{bootconf.File, spec{config: "backend file\n" + onBootLabel, kernel: "kernel-6.12"}},
+	{bootconf.Pmem, spec{config: "backend pmem\n", compress: compress.LZ4}},
+	{bootconf.PmemDAX, spec{config: "backend pmem-dax\n", dax: true}},
+	{bootconf.Embedded, spec{config: "backend embedded\n", compress: compress.Gzip}},
+	{bootconf.RAM, spec{config: "backend ram\n" + onBootLabel}},
+}
+
+// attach gives a machine the image as the backend needs it.
+func (b *build) attach(tb testing.TB, m *vmtest.Machine, backend bootconf.Backend) {
+	tb.Helper()
+	switch {
+	case backend == bootconf.Pmem || backend == bootconf.PmemDAX:
+		m.Pmem = append(m.Pmem, pmem(b.image))
+	case backend == bootconf.Block:
+		m.Drives = append(m.Drives, drive(vmtest.VirtioBlk, bootDisk(tb, b.imagePartition())))
+	case backend.OnBootfs():
+		m.Drives = append(m.Drives, drive(vmtest.VirtioBlk, bootDisk(tb, b.filePartition("boot"))))
+	}
+}
+
+// TestBackends boots through each backend, and looks at how the image's big
+// file is read.
+func TestBackends(t *testing.T) {
+	t.Parallel()
+	for _, test := range backends {
+		t.Run(string(test.backend), func(t *testing.T) {
+			t.Parallel()
+			b := test.spec.build(t)
+			m := b.machine(t)
+			b.attach(t, &m, test.backend)
+			checks := []string{"cached_growth:" + bigFile, "loop_dio"}
+			if test.backend == bootconf.PmemDAX || test.backend == bootconf.Pmem {
+				checks = append(checks, "dax:"+bigFile)
+			}
+			r := b.boot(t, m, test.backend, checks...)
+
+			growth := checked[struct {
+				Bytes    int64 `json:"bytes"`
+				GrowthKB int64 `json:"growth_kb"`
+			}](t, r, "cached_growth")
+			t.Logf("reading %d bytes: the page cache grew by %d kB", growth.Bytes, growth.GrowthKB)
+			if growth.Bytes != bigBytes {
+				t.Errorf("%s has %d bytes, want %d", bigFile, growth.Bytes, bigBytes)
+			}
+			if isDAX := test.backend == bootconf.PmemDAX; isDAX {
+				if growth.GrowthKB >= 1024 {
+					t.Errorf("the page cache grew by %d kB, want less than 1 MB", growth.GrowthKB)
+				}
+				if !checked[bool](t, r, "dax") {
+					t.Errorf("%s is not DAX", bigFile)
+				}
+			} else if growth.GrowthKB < bigBytes/1024*9/10 {
+				t.Errorf("the page cache grew by %d kB, want the file's %d", growth.GrowthKB, bigBytes/1024)
+			}
+			if test.backend == bootconf.Pmem && checked[bool](t, r, "dax") {
+				t.Errorf("%s is DAX without having been asked for", bigFile)
+			}
+
+			loops := checked[map[string]map[string]string](t, r, "loop_dio")
+			uses := map[bootconf.Backend]bool{bootconf.Loop: true, bootconf.Embedded: true, bootconf.RAM: true}
+			if want := uses[test.backend]; want != (len(loops) == 1) {
+				t.Errorf("loop devices = %v, want one: %v", loops, want)
+			}
+			for name, device := range loops {
+				// A file in memory has no direct I/O and needs none.
+				if want := test.backend == bootconf.Loop; (device["dio"] == "1") != want {
+					t.Errorf("%s: dio = %q, want 1: %v", name, device["dio"], want)
+				}
+				if device["autoclear"] != "1" {
+					t.Errorf("%s: autoclear = %q, want 1", name, device["autoclear"])
+				}
+			}
+		})
+	}
+}
+
+// TestAuto boots where only the last backend of a list can serve, and finds the
+// reasons of the others in the record.
+func TestAuto(t *testing.T) {
+	t.Parallel()
+	b := spec{config: "backend auto:pmem-dax,pmem,block,loop\n" + onBootLabel, dax: true}.build(t)
+	// With the embedded backend the build would hold the image.
+	m := b.machine(t, "initoverlayfs.backend=auto:pmem-dax,pmem,embedded,block,loop")
+	b.attach(t, &m, bootconf.Loop)
+	record := b.checkRecord(t, b.boot(t, m, bootconf.Loop), bootconf.Loop)
+	want := []bootconf.Attempt{
+		{Backend: bootconf.PmemDAX, Error: "pmem-dax: no pmem device with an EROFS image"},
+		{Backend: bootconf.Pmem, Error: "pmem: no pmem device with an EROFS image"},
+		{Backend: bootconf.Embedded, Error: "embedded: open /initoverlayfs.img: no such file or directory"},
+		{Backend: bootconf.Block, Error: "block: /dev/vda1: not an EROFS image"},
+		{Backend: bootconf.Loop},
+	}
+	if diff := cmp.Diff(want, record.Attempts); diff != "" {
+		t.Errorf("attempts (-want +got):\n%s", diff)
+	}
+}
+
+// TestDAXRefusesCompressedImage gives the DAX backend an image whose pages
+// cannot be mapped: alone it fails, in a list the next one serves.
+func TestDAXRefusesCompressedImage(t *testing.T) {
+	t.Parallel()
+	b := spec{config: "backend auto:pmem-dax,pmem\n", dax: true}.build(t)
+	compressed := spec{config: "backend pmem\n", compress: compress.LZ4}.build(t)
+	identity := compressed.identity()
+	t.Run("list", func(t *testing.T) {
+		t.Parallel()
+		m := b.machine(t, identity...)
+		m.Pmem = append(m.Pmem, pmem(compressed.image))
+		r := compressed.boot(t, m, bootconf.Pmem)
+		record, err := r.Done.BootRecord()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := []bootconf.Attempt{
+			{Backend: bootconf.PmemDAX, Error: "pmem-dax: /dev/pmem0: the image is compressed, dax needs an uncompressed one"},
+			{Backend: bootconf.Pmem},
+		}
+		if diff := cmp.Diff(want, record.Attempts); diff != "" {
+			t.Errorf("attempts (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("alone", func(t *testing.T) {
+		t.Parallel()
+		m := b.machine(t, append(identity, "initoverlayfs.backend=pmem-dax", "initoverlayfs.timeout=2")...)
+		m.Pmem = append(m.Pmem, pmem(compressed.image))
+		failure{words: []string{"/dev/pmem0: the image is compressed"}, timeoutS: 2, policy: "reboot:10"}.boot(t, m)
+	})
+}
+
+// identity has the command line words by which another build's storage-init
+// takes this build's image.
+func (b *build) identity() []string {
+	return []string{"initoverlayfs.image_uuid=" + b.Image.UUID, "initoverlayfs.image_size=" + strconv.FormatInt(b.conf.ImageSize, 10)}
+}
+
+// TestTwoCPUs loads modules side by side, and the same ones as a single CPU
+// does.
+func TestTwoCPUs(t *testing.T) {
+	t.Parallel()
+	b := spec{config: "backend loop\n" + onBootLabel, compress: compress.Zstd}.build(t)
+	m := b.machine(t)
+	m.CPUs = 2
+	b.attach(t, &m, bootconf.Loop)
+	record := b.checkRecord(t, b.boot(t, m, bootconf.Loop), bootconf.Loop)
+	var want []string
+	level := map[string]string{}
+	for _, line := range b.Mini.Modules {
+		fields := strings.Fields(line)
+		name := strings.ReplaceAll(strings.TrimSuffix(filepath.Base(fields[2]), ".ko"), "-", "_")
+		level[name] = fields[0]
+		if !strings.Contains(line, "cpu=") {
+			want = append(want, name)
+		}
+	}
+	for _, name := range want {
+		if !slices.Contains(record.Modules, name) {
+			t.Errorf("module %s is not loaded: %v", name, record.Modules)
+		}
+	}
+	if !slices.IsSortedFunc(record.Modules, func(a, b string) int { return strings.Compare(level[a], level[b]) }) {
+		t.Errorf("modules %v are not loaded level by level: %v", record.Modules, level)
+	}
+}
