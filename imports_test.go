@@ -36,6 +36,7 @@ type rule struct {
 var floorPlan = []rule{
 	{folder: "cmd/initoverlayfs", inside: []string{"builder", "dracut", "initrd", "vmtest"}, outside: []string{anything}},
 	{folder: "cmd/storage-init", inside: []string{"storageinit"}},
+	{folder: "vmtest/vmlinux", inside: []string{"initrd/compress"}}, // unpacks kernels
 	{folder: "vmtest", inside: []string{"initrd/bootconf"}, outside: []string{anything}, never: []string{"storageinit"}},
 	{folder: "builder", inside: []string{"initrd"}, outside: []string{anything}, never: []string{"storageinit"}},
 	{folder: "storageinit", inside: []string{"initrd/bootconf"}, outside: []string{"golang.org/x/sys/unix"}, never: []string{"builder"}},
