@@ -1,6 +1,7 @@
 package storageinit
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -412,6 +413,18 @@ func TestEventAboutTriedDevice(t *testing.T) {
 	}
 }
 
+// What a device holds is read again after an event about it, as when a medium
+// was put in or a filesystem made.
+func TestEventAboutUnknownDevice(t *testing.T) {
+	f := newFake(t, loopLines...)
+	boot := f.disks[1]
+	head := boot.head
+	boot.head = nil
+	f.events = []fakeEvent{{at: 1, Uevent: Uevent{Block: "vda1"}, do: func(*fakeSystem) { boot.head = head }}}
+	f.run()
+	wantBoot(t, f, "loop")
+}
+
 func TestTooLate(t *testing.T) {
 	f := newFake(t, append(slices.Clone(loopLines), "timeout 7")...)
 	disks := f.disks
@@ -598,6 +611,16 @@ func TestPanicTimeout(t *testing.T) {
 		if diff := cmp.Diff(test.want, got); diff != "" {
 			t.Errorf("%s: values of the timeout (-want +got):\n%s", test.name, diff)
 		}
+	}
+}
+
+// The fake machine refuses a log line that is more than one.
+func TestFatalIsOneLine(t *testing.T) {
+	f := newFake(t, loopLines...)
+	f.load = func(string, string) error { return errors.New("one\ntwo") }
+	f.run()
+	if want := "no image: loop: load module /lib/modules/crc32c_generic.ko: one two (on_failure reboot:10)"; f.fatal() != want {
+		t.Errorf("fatal: %s\nwant:  %s", f.fatal(), want)
 	}
 }
 

@@ -228,13 +228,13 @@ func TestEmptyRootRefusesWithoutPID1(t *testing.T) {
 func TestEmptyRoot(t *testing.T) {
 	all := []string{
 		"bin", "bin/tool", "etc", "etc/initoverlayfs.conf", "etc/initoverlayfs.modules", "fifo", "link",
-		"lower", "lower/kept", "proc", "sysroot", "sysroot/kept",
+		"lower", "lower/kept", "mounted", "proc", "sysroot", "sysroot/kept",
 	}
 	for _, test := range []struct {
 		name, remove, newRoot string
 		want                  rootReport
 	}{
-		{"mini-initramfs", "", "/sysroot", rootReport{"", []string{"lower", "lower/kept", "sysroot", "sysroot/kept"}}},
+		{"mini-initramfs", "", "/sysroot", rootReport{"", []string{"lower", "lower/kept", "mounted", "sysroot", "sysroot/kept"}}},
 		{"no configuration", "etc/initoverlayfs.conf", "/sysroot",
 			rootReport{"refused: the root has no /etc/initoverlayfs.conf", without(all, "etc/initoverlayfs.conf")}},
 		{"no module list", "etc/initoverlayfs.modules", "/sysroot",
@@ -322,10 +322,13 @@ func emptyOwnRoot(dir string) error {
 			return fmt.Errorf("mount tmpfs on %s: %w", dir, err)
 		}
 	}
-	for _, path := range []string{"/bin/tool", bootconf.ConfigPath, bootconf.ModulesPath, "/lower/kept", "/sysroot/kept"} {
+	for _, path := range []string{"/bin/tool", bootconf.ConfigPath, bootconf.ModulesPath, "/lower/kept", "/mounted", "/sysroot/kept"} {
 		if err := os.WriteFile(path, nil, 0o644); err != nil {
 			return err
 		}
+	}
+	if err := unix.Mount("/lower/kept", "/mounted", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind a file: %w", err)
 	}
 	// A link must be removed, not followed.
 	if err := os.Symlink("/sysroot", "/link"); err != nil {
