@@ -44,6 +44,8 @@ func TestAgent(t *testing.T) {
 			files := map[string]string{
 				"proc/1/mountinfo": mountinfo,
 				"proc/uptime":      "17.25 10.00\n",
+				"proc/zoneinfo":    "Node 0, zone DMA32\n  pagesets\n    cpu: 0\n              count: 299\n              high:  4\n    cpu: 1\n              count: 2\n",
+				"proc/9/comm":      "(udev-worker)\n",
 				"proc/meminfo":     "MemTotal:         210752 kB\nMemFree:           1 kB\nMemAvailable:     175484 kB\n",
 			}
 			for name, text := range test.files {
@@ -78,7 +80,7 @@ func TestAgent(t *testing.T) {
 			}
 			want := Done{
 				OK: true, UptimeS: 17.25, MemAvailableKB: 175484, MemSamplesKB: []int64{175484, 175484, 175484},
-				MemTotalKB: 210752, Record: json.RawMessage("null"), Mountinfo: strings.TrimSuffix(mountinfo, "\n"),
+				MemPerCPUKB: []int64{1204, 1204, 1204}, MemUsableKB: 176688, MemTotalKB: 210752, Record: json.RawMessage("null"), Mountinfo: strings.TrimSuffix(mountinfo, "\n"),
 				ErofsMounts: []string{`40 22 7:0 / /mnt/a\040"b\134 ro,relatime shared:9 master:2 - erofs /dev/loop0 ro,dax=always`},
 				ErofsSysfs:  []string{}, RootOptions: "ro,noatime",
 			}

@@ -30,7 +30,14 @@ type Done struct {
 	// MemAvailableKB is the median of MemSamplesKB, if it has any.
 	MemAvailableKB int64   `json:"mem_available_kb"`
 	MemSamplesKB   []int64 `json:"mem_samples_kb"`
-	MemTotalKB     int64   `json:"mem_total_kb"`
+	// MemPerCPUKB has, for each sample, the free memory in the page allocator's
+	// per-CPU lists, which MemAvailable leaves out. How much lies there is
+	// chance: from nothing to tens of MB.
+	MemPerCPUKB []int64 `json:"mem_percpu_kb"`
+	// MemUsableKB is the median of the sums of both: what two boots are to be
+	// compared by.
+	MemUsableKB int64 `json:"mem_usable_kb"`
+	MemTotalKB  int64 `json:"mem_total_kb"`
 
 	// Record is the guest's boot.json; absent or null after a plain boot.
 	Record json.RawMessage `json:"record"`

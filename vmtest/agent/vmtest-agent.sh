@@ -44,6 +44,26 @@ meminfo() {
 	awk -v key="$1:" '$1 == key { print $2 }' "$root/proc/meminfo"
 }
 
+# Free memory that the page allocator keeps for each CPU, in kB. MemAvailable
+# leaves it out, and how much lies there is chance.
+percpu_free() {
+	awk -v page="$(getconf PAGESIZE)" '$1 == "count:" { pages += $2 } END { print pages * page / 1024 }' "$root/proc/zoneinfo"
+}
+
+# The middle one of three numbers.
+median() {
+	printf '%s\n' "$@" | sort -n | sed -n 2p
+}
+
+# Waits, not for long, until the memory of udev's idle workers is back.
+settle() {
+	tries=10
+	while [ "$tries" -gt 0 ] && grep -qsx '(udev-worker)' "$root"/proc/[0-9]*/comm; do
+		sleep 1
+		tries=$((tries - 1))
+	done
+}
+
 uptime_s() {
 	read -r seconds _ <"$root/proc/uptime"
 	printf '%s' "$seconds"
@@ -106,15 +126,21 @@ record() {
 }
 
 done_event() {
+	settle
 	first=$(meminfo MemAvailable)
+	first_percpu=$(percpu_free)
 	sleep 1
 	second=$(meminfo MemAvailable)
+	second_percpu=$(percpu_free)
 	sleep 1
 	third=$(meminfo MemAvailable)
-	median=$(printf '%s\n' "$first" "$second" "$third" | sort -n | sed -n 2p)
+	third_percpu=$(percpu_free)
 	printf '{"event":"done","ok":true'
 	printf ',"uptime_s":%s' "$reached"
-	printf ',"mem_available_kb":%s,"mem_samples_kb":[%s,%s,%s]' "$median" "$first" "$second" "$third"
+	printf ',"mem_available_kb":%s' "$(median "$first" "$second" "$third")"
+	printf ',"mem_samples_kb":[%s,%s,%s]' "$first" "$second" "$third"
+	printf ',"mem_percpu_kb":[%s,%s,%s]' "$first_percpu" "$second_percpu" "$third_percpu"
+	printf ',"mem_usable_kb":%s' "$(median $((first + first_percpu)) $((second + second_percpu)) $((third + third_percpu)))"
 	printf ',"mem_total_kb":%s' "$(meminfo MemTotal)"
 	printf ',"record":%s' "$(record)"
 	printf ',"mountinfo":%s' "$(json_string <"$root/proc/1/mountinfo")"

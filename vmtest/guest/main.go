@@ -197,6 +197,7 @@ func (g *guest) report(err error) {
 // look fills in what every done event has.
 func (g *guest) look() error {
 	d := &g.done
+	var usable []int64
 	for i := range 3 {
 		if i > 0 {
 			time.Sleep(100 * time.Millisecond)
@@ -205,9 +206,16 @@ func (g *guest) look() error {
 		if err != nil {
 			return err
 		}
+		percpu, err := percpuFree()
+		if err != nil {
+			return err
+		}
 		d.MemSamplesKB = append(d.MemSamplesKB, available)
+		d.MemPerCPUKB = append(d.MemPerCPUKB, percpu)
+		usable = append(usable, available+percpu)
 	}
 	d.MemAvailableKB = slices.Sorted(slices.Values(d.MemSamplesKB))[1]
+	d.MemUsableKB = slices.Sorted(slices.Values(usable))[1]
 	var err error
 	if d.MemTotalKB, err = meminfo("MemTotal"); err != nil {
 		return err
@@ -269,6 +277,25 @@ func meminfo(key string) (int64, error) {
 		}
 	}
 	return 0, fmt.Errorf("/proc/meminfo: no %s", key)
+}
+
+// percpuFree gives the free memory in the per-CPU lists in kB.
+func percpuFree() (int64, error) {
+	text, err := os.ReadFile("/proc/zoneinfo")
+	if err != nil {
+		return 0, err
+	}
+	var pages int64
+	for line := range strings.Lines(string(text)) {
+		if count, ok := strings.CutPrefix(strings.TrimSpace(line), "count:"); ok {
+			n, err := strconv.ParseInt(strings.TrimSpace(count), 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("/proc/zoneinfo: %w", err)
+			}
+			pages += n
+		}
+	}
+	return pages * int64(os.Getpagesize()) / 1024, nil
 }
 
 // kmsg writes a line to the kernel log.
