@@ -59,12 +59,11 @@ func (f failure) boot(tb testing.TB, m vmtest.Machine) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	want := vmtest.Result{
-		Reset:  policy.Action == bootconf.Reboot,
-		Halted: policy.Action == bootconf.Halt,
-	}
-	if r.Reset != want.Reset || r.Halted != want.Halted || (r.Panic != "") != (policy.Action == bootconf.Panic) {
+	if r.Reset != (policy.Action == bootconf.Reboot) || r.Halted != (policy.Action == bootconf.Halt) || (r.Panic != "") != (policy.Action == bootconf.Panic) {
 		tb.Errorf("reset %v, halted %v, panic %q; the policy is %s", r.Reset, r.Halted, r.Panic, policy)
+	}
+	if policy.Action == bootconf.Panic && r.Killed {
+		tb.Error("the kernel did not reboot after its panic")
 	}
 	if policy.Action == bootconf.Reboot {
 		countdown := float64(policy.Seconds)
@@ -184,8 +183,8 @@ func TestFailures(t *testing.T) {
 		{
 			"truncated file", loop,
 			func(t *testing.T, b *build) (vmtest.Machine, []string) {
-				// The kernel reboots by itself after its panic.
-				m := b.machine(t, key+"on_failure=panic", key+"timeout=0", "panic=1")
+				// The kernel reboots at once after its panic.
+				m := b.machine(t, key+"on_failure=panic", key+"timeout=0", "panic=-1")
 				path, size := b.shortImage(t)
 				part := b.filePartition("boot")
 				part.Files[b.conf.FS] = path
