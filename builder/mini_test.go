@@ -243,7 +243,7 @@ func TestPlanModulesBuiltin(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
-		"0 - crc32c_intel.ko cpu=0094", "0 - overlay.ko", "0 file virtio.ko", "1 - libcrc32c.ko", "1 file virtio_blk.ko", "2 - erofs.ko",
+		"0 - crc32c_intel.ko cpu=0094", "0 ram loop.ko", "0 - overlay.ko", "0 file virtio.ko", "1 - libcrc32c.ko", "1 file virtio_blk.ko", "2 - erofs.ko",
 	}
 	if diff := cmp.Diff(want, moduleLines(modules)); diff != "" {
 		t.Errorf("modules (-want +got):\n%s", diff)

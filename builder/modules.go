@@ -61,6 +61,11 @@ func planModules(o *MiniOptions) ([]bootconf.Module, error) {
 				p.need("backend "+string(b), []bootconf.Backend{b}, n.module)
 			}
 		}
+		if b == bootconf.File && p.x.Has(loopNeed.module) {
+			// Should the boot filesystem turn out to be the real root,
+			// storage-init falls back to ram, which takes a loop device.
+			p.need("backend ram", []bootconf.Backend{bootconf.RAM}, loopNeed.module)
+		}
 		switch {
 		case b == bootconf.Block:
 			disk = append(disk, b)
@@ -201,10 +206,11 @@ func (p *plan) modules() ([]bootconf.Module, error) {
 	return list, nil
 }
 
-// uses joins the backends of the requests, in the order of the attempts.
+// uses joins the backends of the requests, in the order of the attempts, of
+// which ram may come last unasked.
 func (p *plan) uses(requests []int) []bootconf.Backend {
 	var uses []bootconf.Backend
-	for _, b := range p.o.Config.Backends {
+	for _, b := range append(slices.Clone(p.o.Config.Backends), bootconf.RAM) {
 		for _, i := range requests {
 			if len(p.requests[i].uses) == 0 {
 				return nil

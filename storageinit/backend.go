@@ -62,7 +62,7 @@ func (a *attempt) missing(conf *bootconf.Config) string {
 
 // errIsRoot is why a file on the real root's filesystem is not used in place: a
 // mount of it, even a read-only one, keeps fsck and a read-write mount out.
-var errIsRoot = errors.New("it is also the real root, which must stay free; the image is copied to memory instead")
+var errIsRoot = errors.New("it is also the real root, which must stay free")
 
 // mountImage tries the backends in order until one has mounted the image on
 // lowerDir. What is present is tried at once, what appears until the timeout
@@ -133,6 +133,7 @@ func (b *boot) mountImage() error {
 // the real root. `auto` has its own list.
 func (b *boot) withFallBack(attempts []*attempt, a *attempt) []*attempt {
 	if errors.Is(a.refused, errIsRoot) && !b.conf.Auto {
+		b.log(levelWarn, a.reason(&b.conf).Error()+"; the image is copied to memory instead")
 		attempts = append(attempts, &attempt{backend: bootconf.RAM})
 	}
 	return attempts
@@ -236,7 +237,17 @@ func (b *boot) isRoot(d *device) bool {
 			root = value
 		}
 	}
-	tag, err := bootconf.ParseTag(strings.TrimPrefix(root, "block:"))
+	root = strings.TrimPrefix(root, "block:")
+	for dir, kind := range map[string]bootconf.TagKind{
+		"uuid/": bootconf.TagUUID, "label/": bootconf.TagLabel,
+		"partuuid/": bootconf.TagPartUUID, "partlabel/": bootconf.TagPartLabel,
+	} {
+		// udev's links, which are not there yet, say the same as a tag.
+		if value, ok := strings.CutPrefix(root, "/dev/disk/by-"+dir); ok {
+			return b.matches(d, bootconf.Tag{Kind: kind, Value: value})
+		}
+	}
+	tag, err := bootconf.ParseTag(root)
 	return err == nil && b.matches(d, tag)
 }
 

@@ -450,7 +450,7 @@ func TestNoWait(t *testing.T) {
 
 // The real root stays free: its image is copied to memory.
 func TestBootfsIsRoot(t *testing.T) {
-	roots := []string{"root=LABEL=boot", "root=UUID=" + bootUUID, "root=/dev/vda1", "root=PARTLABEL=boot", "root=block:/dev/vda1", "root=/dev/vda3 root=LABEL=boot"}
+	roots := []string{"root=LABEL=boot", "root=UUID=" + bootUUID, "root=/dev/vda1", "root=PARTLABEL=boot", "root=block:/dev/vda1", "root=/dev/vda3 root=LABEL=boot", "root=/dev/disk/by-uuid/" + bootUUID, "root=/dev/disk/by-label/boot"}
 	for _, root := range roots {
 		for _, backend := range []string{"loop", "file", "auto:file,loop,ram"} {
 			f := newFake(t, "backend "+backend, "bootfs LABEL=boot", "fs "+imagePath)
@@ -459,6 +459,10 @@ func TestBootfsIsRoot(t *testing.T) {
 			wantBoot(t, f, "ram")
 			if !strings.Contains(f.written[bootconf.RecordPath], "it is also the real root") {
 				t.Errorf("%s, %s: the record has no reason: %s", backend, root, f.written[bootconf.RecordPath])
+			}
+			unasked := !strings.HasPrefix(backend, "auto")
+			if got := len(f.linesWith(backend + ": /dev/vda1: it is also the real root, which must stay free; the image is copied to memory instead")) == 1; got != unasked {
+				t.Errorf("%s, %s: the fall-back is told: %t, want %t", backend, root, got, unasked)
 			}
 			if _, mounted := f.mounts[bootfsDir]; mounted || !f.called("unmount "+bootfsDir) {
 				t.Errorf("%s, %s: the root is still mounted", backend, root)

@@ -56,6 +56,8 @@ func (b *boot) findInit() (string, error) {
 // the last mount is moved cannot be taken back, so what they need was checked.
 func (b *boot) handOver(initPath string) error {
 	record := b.writeRecord()
+	argv := append([]string{initPath}, tail(b.sys.Args())...)
+	env := withEnv(b.sys.Environ(), "SYSTEMD_IN_INITRD=lenient")
 	for _, dir := range []string{"/dev", "/proc", "/sys", "/run"} {
 		if err := b.sys.Mkdir(sysroot+dir, 0o755); err != nil {
 			return failed("mkdir "+dir+" in the overlay", err)
@@ -83,9 +85,6 @@ func (b *boot) handOver(initPath string) error {
 			b.log(levelWarn, "detach "+dir+": "+err.Error())
 		}
 	}
-	argv := append([]string{initPath}, tail(b.sys.Args())...)
-	env := withEnv(b.sys.Environ(), "SYSTEMD_IN_INITRD=lenient")
-
 	if err := b.sys.EmptyRoot(sysroot); err != nil {
 		b.log(levelWarn, "empty the mini-initramfs: "+err.Error())
 	}
