@@ -461,7 +461,7 @@ func TestBootfsIsRoot(t *testing.T) {
 				t.Errorf("%s, %s: the record has no reason: %s", backend, root, f.written[bootconf.RecordPath])
 			}
 			unasked := !strings.HasPrefix(backend, "auto")
-			if got := len(f.linesWith(backend + ": /dev/vda1: it is also the real root, which must stay free; the image is copied to memory instead")) == 1; got != unasked {
+			if got := len(f.linesWith(backend+": /dev/vda1: it is also the real root, which must stay free; the image is copied to memory instead")) == 1; got != unasked {
 				t.Errorf("%s, %s: the fall-back is told: %t, want %t", backend, root, got, unasked)
 			}
 			if _, mounted := f.mounts[bootfsDir]; mounted || !f.called("unmount "+bootfsDir) {
