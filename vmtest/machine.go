@@ -190,6 +190,7 @@ func (m *Machine) Args() ([]string, error) {
 		"printk.devkmsg=on",
 		"vmtest.events=" + a.events,
 	}
+	words = append(words, a.words...)
 	words = append(words, memmap...)
 	words = append(words, m.Append...)
 	args = append(args, "-append", strings.Join(words, " "))

@@ -27,7 +27,7 @@ const (
 	base  = "-nodefaults -nographic -no-reboot -machine q35,sata=off,smbus=off"
 	ports = "-add-fd fd=3,set=3 -chardev file,id=console,path=/dev/fdset/3,append=on -serial chardev:console" +
 		" -add-fd fd=4,set=4 -chardev file,id=events,path=/dev/fdset/4,append=on -serial chardev:events -kernel K"
-	words = "console=ttyS0 printk.time=1 console_msg_format=syslog printk.devkmsg=on vmtest.events=ttyS1"
+	words = "console=ttyS0 printk.time=1 console_msg_format=syslog printk.devkmsg=on vmtest.events=ttyS1 no_timer_check"
 	tcg   = " -accel tcg -cpu qemu64"
 	small = " -m 1024 -smp 1 "
 )
