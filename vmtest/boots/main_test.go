@@ -319,7 +319,9 @@ func run(tb testing.TB, m vmtest.Machine) (*vmtest.Result, error) {
 // after every boot, and does the named checks in the guest.
 func (b *build) boot(tb testing.TB, m vmtest.Machine, backend bootconf.Backend, checks ...string) *vmtest.Result {
 	tb.Helper()
-	m.Append = append(slices.Clone(m.Append), "vmtest.check="+strings.Join(append(checks, "exists:"+marker, "old_root"), ","))
+	// First, because what follows `--` is for the tree's init.
+	check := "vmtest.check=" + strings.Join(append(checks, "exists:"+marker, "old_root"), ",")
+	m.Append = append([]string{check}, m.Append...)
 	m.Expect = []vmtest.Milestone{vmtest.KernelToInit, vmtest.HandedOver, vmtest.InitfsInit}
 	r, err := run(tb, m)
 	if err != nil {
@@ -369,21 +371,27 @@ func (b *build) checkRecord(tb testing.TB, r *vmtest.Result, backend bootconf.Ba
 	return record
 }
 
-// checkMounts makes sure that the full tree's init sees the overlay and the
-// kernel's own filesystems, and nothing of what lies below them.
-func (b *build) checkMounts(tb testing.TB, r *vmtest.Result) {
+// mounts gives the types of the filesystems at each mount point of the guest.
+func mounts(tb testing.TB, r *vmtest.Result) map[string]string {
 	tb.Helper()
-	got := map[string]string{}
+	found := map[string]string{}
 	for line := range strings.Lines(r.Done.Mountinfo) {
 		fields := strings.Fields(line)
 		i := slices.Index(fields, "-")
 		if i < 5 || i+1 >= len(fields) {
 			tb.Fatalf("mountinfo line %q", line)
 		}
-		got[fields[4]] += fields[i+1]
+		found[fields[4]] += fields[i+1]
 	}
+	return found
+}
+
+// checkMounts makes sure that the full tree's init sees the overlay and the
+// kernel's own filesystems, and nothing of what lies below them.
+func (b *build) checkMounts(tb testing.TB, r *vmtest.Result) {
+	tb.Helper()
 	want := map[string]string{"/": "overlay", "/dev": "devtmpfs", "/proc": "proc", "/sys": "sysfs", "/run": "tmpfs"}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, mounts(tb, r)); diff != "" {
 		tb.Errorf("mounts (-want +got):\n%s", diff)
 	}
 	// The overlay keeps the image, which nothing else can reach.
