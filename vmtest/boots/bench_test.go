@@ -1,0 +1,110 @@
+package boots
+
+import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"initoverlayfs/initrd/bootconf"
+	"initoverlayfs/initrd/compress"
+	"initoverlayfs/initrd/cpio"
+	"initoverlayfs/vmtest"
+)
+
+// BenchmarkStorageInit counts the instructions, in millions, from the kernel's
+// start of /init to the hand-over, through persistent memory and with signed
+// modules: no part of that waits for anything. Beside the sum are the share of
+// loading modules, by the boot record, and the kernel's own part before, with
+// this mini-initramfs and with one whose init does nothing.
+//
+//	INITOVERLAYFS_VM=1 go test ./vmtest/boots -run '^$' -bench StorageInit
+func BenchmarkStorageInit(b *testing.B) {
+	build := spec{config: "backend pmem\n", compress: compress.Zstd}.build(b)
+	const perSecond = 1000 // one instruction is one nanosecond; in millions
+	var total, ours, modules, before, least float64
+	var runs float64
+	var names []string
+	for b.Loop() {
+		m := build.machine(b)
+		m.ICount = true
+		m.Pmem = append(m.Pmem, pmem(build.image))
+		r := build.boot(b, m, bootconf.Pmem)
+		start, end := r.Times[vmtest.KernelToInit], r.Times[vmtest.HandedOver]
+		total += (end - start) * perSecond
+		before += start * perSecond
+		ours += float64(r.Handover.US) / 1000
+		record := build.checkRecord(b, r, bootconf.Pmem)
+		for _, p := range record.Phases {
+			if strings.HasPrefix(p.Name, "modules ") {
+				modules += float64(p.EndUS-p.StartUS) / 1000
+			}
+		}
+		names = record.Modules
+		least += floor(b, build) * perSecond
+		runs++
+	}
+	b.ReportMetric(total/runs, "Minstr")
+	b.ReportMetric(ours/runs, "storage-init-Minstr") // without the start of the process
+	b.ReportMetric(modules/runs, "modules-Minstr")
+	b.ReportMetric(before/runs, "kernel-Minstr")
+	b.ReportMetric(least/runs, "kernel-floor-Minstr")
+	b.ReportMetric(0, "ns/op") // of the host, which says nothing here
+	b.Logf("%d bytes, modules %v", build.Mini.Size, names)
+}
+
+// floor boots an init that does nothing but exit, and gives the time at which
+// the kernel starts it, in seconds.
+func floor(tb testing.TB, b *build) float64 {
+	tb.Helper()
+	program := []byte{
+		0xb8, 60, 0, 0, 0, // mov $60,%eax (exit)
+		0x31, 0xff, // xor %edi,%edi
+		0x0f, 0x05, // syscall
+	}
+	const base, headers = 0x400000, 64 + 56
+	var init bytes.Buffer
+	for _, part := range []any{
+		elf.Header64{
+			Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+			Type:  uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
+			Entry: base + headers, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1,
+		},
+		elf.Prog64{
+			Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Vaddr: base, Paddr: base,
+			Filesz: headers + uint64(len(program)), Memsz: headers + uint64(len(program)), Align: 0x1000,
+		},
+		program,
+	} {
+		if err := binary.Write(&init, binary.LittleEndian, part); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	path := filepath.Join(tb.TempDir(), "floor.img")
+	f, err := os.Create(path)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer f.Close()
+	w := cpio.NewWriter(f)
+	err = w.WriteHeader(&cpio.Header{Name: "init", Ino: 1, Mode: cpio.TypeRegular | 0o755, NLink: 1, Size: int64(init.Len())})
+	if _, writeErr := w.Write(init.Bytes()); err == nil {
+		err = writeErr
+	}
+	if err := errors.Join(err, w.Close(), f.Close()); err != nil {
+		tb.Fatal(err)
+	}
+	m := b.machine(tb)
+	m.Initrd, m.ICount, m.LogParent = path, true, tb.TempDir()
+	m.Pmem = append(m.Pmem, pmem(b.image))
+	r, err := run(tb, m)
+	start, ok := r.Times[vmtest.KernelToInit]
+	if !errors.Is(err, vmtest.ErrPanic) || !ok {
+		tb.Fatalf("error = %v; want the panic of an init that exits\n%s", err, r.Console)
+	}
+	return start
+}
