@@ -143,27 +143,27 @@ func TestPlanModules(t *testing.T) {
 		},
 		{
 			name: "loop on ext4 by default", kernel: oldKernel(), config: []string{"backend loop"}, storage: "none",
-			want: []string{"0 loop jbd2.ko", "0 loop loop.ko", "1 loop ext4.ko"},
+			want: []string{"0 loop jbd2.ko", "0 loop loop.ko max_loop=0", "1 loop ext4.ko"},
 		},
 		{
 			name: "ext3 is ext4", kernel: oldKernel(), config: []string{"backend loop", "bootfstype ext3"}, storage: "none",
-			want: []string{"0 loop jbd2.ko", "0 loop loop.ko", "1 loop ext4.ko"},
+			want: []string{"0 loop jbd2.ko", "0 loop loop.ko max_loop=0", "1 loop ext4.ko"},
 		},
 		{
 			name: "vfat with its tables", kernel: oldKernel(), config: []string{"backend ram", "bootfstype vfat"}, storage: "none",
-			want: []string{"0 ram fat.ko", "0 ram loop.ko", "0 ram nls_ascii.ko", "0 ram nls_cp437.ko", "1 ram vfat.ko"},
+			want: []string{"0 ram fat.ko", "0 ram loop.ko max_loop=0", "0 ram nls_ascii.ko", "0 ram nls_cp437.ko", "1 ram vfat.ko"},
 		},
 		{
 			name: "vfat with the usual tables", kernel: oldKernel(), config: []string{"backend ram", "bootfstype vfat"}, storage: "none",
 			options: func(o *MiniOptions) { o.KernelConfig = nil },
 			want: []string{
-				"0 ram fat.ko", "0 ram loop.ko", "0 ram nls_ascii.ko", "0 ram nls_cp437.ko", "0 ram nls_iso8859_1.ko",
+				"0 ram fat.ko", "0 ram loop.ko max_loop=0", "0 ram nls_ascii.ko", "0 ram nls_cp437.ko", "0 ram nls_iso8859_1.ko",
 				"1 ram vfat.ko",
 			},
 		},
 		{
 			name: "embedded needs no disk", kernel: oldKernel(), config: []string{"backend embedded"},
-			want: []string{"0 embedded loop.ko"},
+			want: []string{"0 embedded loop.ko max_loop=0"},
 		},
 		{
 			name: "pmem by memmap", kernel: oldKernel(), config: []string{"backend pmem"}, storage: "virtio",
@@ -179,7 +179,7 @@ func TestPlanModules(t *testing.T) {
 		{
 			name: "several backends", kernel: oldKernel(), config: []string{"backend auto:pmem,block,loop", "bootfstype xfs"}, storage: "virtio",
 			want: []string{
-				"0 loop loop.ko", "0 pmem libnvdimm.ko", "0 block,loop virtio.ko", "1 pmem nd_e820.ko", "1 pmem nd_pmem.ko",
+				"0 loop loop.ko max_loop=0", "0 pmem libnvdimm.ko", "0 block,loop virtio.ko", "1 pmem nd_e820.ko", "1 pmem nd_pmem.ko",
 				"1 block,loop virtio_blk.ko", "1 block,loop virtio_pci.ko", "2 loop xfs.ko",
 			},
 		},
@@ -243,7 +243,7 @@ func TestPlanModulesBuiltin(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
-		"0 - crc32c_intel.ko cpu=0094", "0 ram loop.ko", "0 - overlay.ko", "0 file virtio.ko", "1 - libcrc32c.ko", "1 file virtio_blk.ko", "2 - erofs.ko",
+		"0 - crc32c_intel.ko cpu=0094", "0 ram loop.ko max_loop=0", "0 - overlay.ko", "0 file virtio.ko", "1 - libcrc32c.ko", "1 file virtio_blk.ko", "2 - erofs.ko",
 	}
 	if diff := cmp.Diff(want, moduleLines(modules)); diff != "" {
 		t.Errorf("modules (-want +got):\n%s", diff)
@@ -532,7 +532,7 @@ func TestWriteMini(t *testing.T) {
 		{2, compress.Zstd, "etc/initoverlayfs.conf", file, 1, 0, 0, o.Config.Format()},
 		{2, compress.Zstd, "etc/initoverlayfs.modules", file, 1, 0, 0, `0 - /lib/modules/crc32c_generic.ko cpu=!0094
 0 - /lib/modules/crc32c_intel.ko cpu=0094
-0 embedded /lib/modules/loop.ko
+0 embedded /lib/modules/loop.ko max_loop=0
 0 - /lib/modules/overlay.ko
 0 - /lib/modules/scsi_mod.ko
 1 - /lib/modules/hba.ko

@@ -196,14 +196,26 @@ func (p *plan) modules() ([]bootconf.Module, error) {
 			CPUFeature: m.CPUFeature,
 			CPUWithout: m.CPUWithout,
 			Drivers:    p.drivers(m.Requests),
-		}
-		// As a module scsi_mod does not see the kernel's command line. Without
-		// this it would scan all that the host reaches.
-		if m.Name == "scsi_mod" && p.o.Config.SCSIAddr != "" {
-			list[i].Options = "scan=manual"
+			Options:    p.options(m.Name),
 		}
 	}
 	return list, nil
+}
+
+// options are the parameters of a module for storage-init's sake.
+func (p *plan) options(module string) string {
+	switch {
+	case module == "scsi_mod" && p.o.Config.SCSIAddr != "":
+		// As a module it does not see the kernel's command line. Without this it
+		// would scan all that the host reaches.
+		return "scan=manual"
+	case module == "loop":
+		// A loop device is made when it is asked for. Without this there would
+		// be eight from the beginning, each with its memory and its events for
+		// udev. 0 is no limit, drivers/block/loop.c.
+		return "max_loop=0"
+	}
+	return ""
 }
 
 // uses joins the backends of the requests, in the order of the attempts, of
