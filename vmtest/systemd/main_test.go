@@ -1,0 +1,133 @@
+package systemd
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"initoverlayfs/builder"
+	"initoverlayfs/initrd/bootconf"
+	"initoverlayfs/vmtest/fixtures"
+)
+
+// work is the folder of what the tests share. Everybody may look into it.
+var work string
+
+func TestMain(m *testing.M) { os.Exit(inWorkFolder(m.Run)) }
+
+func inWorkFolder(run func() int) int {
+	var err error
+	if work, err = os.MkdirTemp("", "initoverlayfs-systemd-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(work)
+	if err := os.Chmod(work, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return run()
+}
+
+// program is the path of the command line, with storage-init beside it, as
+// `make build` makes them.
+var program = sync.OnceValues(func() (string, error) {
+	dir := filepath.Join(work, "bin")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return "", err
+	}
+	for _, args := range [][]string{
+		{"initoverlayfs/cmd/initoverlayfs"},
+		{"-gcflags=all=-l", "initoverlayfs/cmd/storage-init"},
+	} {
+		cmd := exec.Command("go", append([]string{"build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", dir}, args...)...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if text, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("%v: %w: %s", cmd.Args, err, text)
+		}
+	}
+	return filepath.Join(dir, "initoverlayfs"), nil
+})
+
+// command is a call of the command line.
+func command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	path, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return exec.Command(path, args...)
+}
+
+// run runs a command to its good end and gives what it printed.
+func run(t *testing.T, cmd *exec.Cmd) []byte {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v: %v\n%s%s", cmd.Args, err, stderr.Bytes(), stdout.Bytes())
+	}
+	return stdout.Bytes()
+}
+
+// fastImage is a level of compression that takes a sixth of the default's time.
+const fastImage = "lz4hc,9"
+
+// built is a build and what it was made from.
+type built struct {
+	*bootconf.Manifest
+	kernel fixtures.Kernel
+	source string // initramfs
+	dir    string
+}
+
+// build runs the verb on two fixtures.
+func build(t *testing.T, kernel, initramfs string, args ...string) built {
+	t.Helper()
+	needTools(t, "mkfs.erofs", "fakeroot")
+	b := built{kernel: fixtures.OpenKernel(t, kernel), source: fixtures.Path(t, initramfs), dir: t.TempDir()}
+	args = append(b.buildArgs(), args...)
+	b.Manifest = new(bootconf.Manifest)
+	if err := json.Unmarshal(run(t, command(t, append(args, "--json")...)), b.Manifest); err != nil {
+		t.Fatal(err)
+	}
+	onDisk, err := builder.ReadManifest(filepath.Join(b.dir, "initoverlayfs-"+b.kernel.Version+".json"))
+	if err != nil || onDisk.Image.SHA256 != b.Image.SHA256 {
+		t.Fatalf("the manifest is %+v, %v; printed was %+v", onDisk, err, b.Manifest)
+	}
+	return b
+}
+
+func (b *built) buildArgs() []string {
+	return []string{
+		"build", "--kver", b.kernel.Version, "--initramfs", b.source, "--modules-dir", b.kernel.Modules,
+		"--storage", "virtio", "--output", b.dir,
+	}
+}
+
+func (b *built) image() string { return filepath.Join(b.dir, b.Image.File) }
+func (b *built) mini() string  { return filepath.Join(b.dir, b.Mini.File) }
+
+// needTools skips the test, or fails it in CI, where a program is missing.
+func needTools(t *testing.T, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil {
+			notHere(t, err.Error())
+		}
+	}
+}
+
+// notHere skips a test that this machine cannot run. In CI it can.
+func notHere(t *testing.T, why string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}
