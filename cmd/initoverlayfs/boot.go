@@ -204,6 +204,7 @@ func (f *bootFlags) machine() (m vmtest.Machine, backend string, cleanup func(),
 	backend = f.backend
 	if backend == plainBackend {
 		m.Initrd = f.initramfs
+		f.attachGivenBootDisk(&m)
 	} else {
 		if backend, cleanup, err = f.attachBuild(&m); err != nil {
 			return m, backend, cleanup, err
@@ -265,7 +266,7 @@ func (f *bootFlags) attachBuild(m *vmtest.Machine) (backend string, cleanup func
 		m.Append = append(m.Append, bootconf.CmdlinePrefix+"backend="+backend)
 	}
 	if f.bootDisk != "" {
-		m.Drives = append(m.Drives, vmtest.Drive{Path: f.bootDisk, Snapshot: true})
+		f.attachGivenBootDisk(m)
 		return backend, nil, nil
 	}
 	switch first := list[0]; first {
@@ -276,6 +277,14 @@ func (f *bootFlags) attachBuild(m *vmtest.Machine) (backend string, cleanup func
 	default:
 		cleanup, err = f.attachBootDisk(m, first, config, image)
 		return backend, cleanup, err
+	}
+}
+
+// attachGivenBootDisk adds the disk of --bootdisk. The real root may hold the
+// image too, and is then one disk.
+func (f *bootFlags) attachGivenBootDisk(m *vmtest.Machine) {
+	if f.bootDisk != "" && f.bootDisk != f.rootDisk {
+		m.Drives = append(m.Drives, vmtest.Drive{Path: f.bootDisk, Snapshot: true})
 	}
 }
 
