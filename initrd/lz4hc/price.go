@@ -1,0 +1,75 @@
+package lz4hc
+
+// extra gives the bytes beyond the token of a length field that holds n:
+// none below 15, then one and one more for each 255.
+func extra(n int32) int32 { return (n + lengthByte - lengthEscape) / lengthByte }
+
+// matchPrice is the size of a match and of the token before it.
+func matchPrice(length int32) int32 { return 1 + offsetSize + extra(length-minMatch) }
+
+// literalPrice is the size of a run of literals without the token.
+func literalPrice(n int32) int32 { return n + extra(n) }
+
+// rank orders the places where a length may begin whose field costs
+// extra(position-at): for every later position, the place of the lower rank is
+// at least as cheap. cost is what leads to the place, less what grows evenly
+// with the position.
+//
+// With at = 255*q + r, cost + extra(position-at) is cost - q plus a number that
+// depends on the position, less 1 at some positions, which are the more the
+// larger r is. Hence the lower cost - q wins or ties, and of equals the larger r.
+func rank(cost, at int32) int32 { return lengthByte*cost - at }
+
+// candidate is a match that prefixes of the block may end with: any length from
+// minMatch on up to its end.
+type candidate struct {
+	rank       int32
+	start, end int32
+}
+
+// frontier holds the matches that can be the cheapest at some later position: in
+// the order of their ranks and, as a match with higher rank is of use only beyond
+// those before it, also in the order of their ends.
+type frontier struct {
+	list  []candidate
+	first int
+}
+
+func (f *frontier) reset() { f.list, f.first = f.list[:0], 0 }
+
+func (f *frontier) add(c candidate) {
+	k := len(f.list)
+	for ; k > f.first && f.list[k-1].rank >= c.rank; k-- {
+	}
+	// those from k on are dearer than c, those before cheaper
+	if k > f.first && f.list[k-1].end >= c.end {
+		return
+	}
+	m := k
+	for m < len(f.list) && f.list[m].end <= c.end {
+		m++
+	}
+	if m > k { // c takes the place of m-k
+		f.list[k] = c
+		if m > k+1 {
+			f.list = append(f.list[:k+1], f.list[m:]...)
+		}
+		return
+	}
+	f.list = append(f.list, candidate{})
+	copy(f.list[k+1:], f.list[k:])
+	f.list[k] = c
+}
+
+// best gives the start of the match with which the prefix up to position is
+// cheapest, or -1. Positions do not fall.
+func (f *frontier) best(position int32) int32 {
+	for f.first < len(f.list) && f.list[f.first].end < position {
+		f.first++
+	}
+	if f.first == len(f.list) {
+		f.reset()
+		return -1
+	}
+	return f.list[f.first].start
+}
