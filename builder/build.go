@@ -42,6 +42,9 @@ type Options struct {
 
 	Producer Producer
 	Image    ImageOptions
+	// Reuse is a directory with an earlier build for this kernel, whose image is
+	// copied if this build would make the same one; empty: none.
+	Reuse string
 
 	Compress             compress.Format // of the mini-initramfs
 	Modules              []string        // further modules
@@ -134,8 +137,7 @@ func (o *Options) build(ctx context.Context, tree *fullTree, program string, min
 		return nil, err
 	}
 
-	o.Progress("making the image")
-	image, err := tree.writeImage(ctx, imageFile, o.Epoch)
+	image, err := o.image(ctx, tree, imageFile)
 	if err != nil {
 		return nil, fmt.Errorf("image of %s: %w", o.Source.Path(), err)
 	}
@@ -196,6 +198,20 @@ func (o *Options) build(ctx context.Context, tree *fullTree, program string, min
 		return nil, err
 	}
 	return m, files.publish()
+}
+
+// image puts the image of a tree into the empty file f.
+func (o *Options) image(ctx context.Context, tree *fullTree, f *os.File) (Image, error) {
+	if o.Reuse != "" {
+		image, err := tree.copyImage(f, o.Reuse, o.KernelVersion, o.Epoch)
+		if err == nil {
+			o.Progress("taking the image from " + o.Reuse)
+			return image, nil
+		}
+		o.Warn("the image in " + o.Reuse + " is not taken: " + err.Error())
+	}
+	o.Progress("making the image")
+	return tree.writeImage(ctx, f, o.Epoch)
 }
 
 // ReadManifest reads a manifest of a build and checks that it is one that this

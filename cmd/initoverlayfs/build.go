@@ -64,6 +64,7 @@ func (a *app) buildCommand() *cobra.Command {
 	p.StringVar(&o.KernelConfig, "kernel-config", "", "the kernel's configuration `FILE` (default: config beside the modules, or in boot)")
 	p.StringArrayVar(&o.FirmwareDirs, "firmware-dir", nil, "`DIR` of firmware (default: those beside the modules)")
 	p.StringVar(&o.OutputDir, "output", ".", "`DIR` to write into")
+	p.StringVar(&o.Reuse, "reuse", "", "`DIR` of an earlier build, whose image is taken if this one would be the same")
 	p.StringVar(&o.StorageInit, "storage-init", "", "the `PROGRAM` that becomes PID 1 (default: beside this one, or in /usr/lib/initoverlayfs)")
 	p.StringVar(&f.config, "config", "", "configuration `FILE` to begin with; flags go before its values")
 	for i, c := range configFlags {

@@ -1,0 +1,42 @@
+package builder
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+)
+
+// copyImage copies the image of an earlier build in dir into the empty file f,
+// if it is the one that would be made of this tree: the UUID stands for all that
+// decides an image's bytes. On an error f is empty.
+func (t *fullTree) copyImage(f *os.File, dir, kver string, epoch int64) (image Image, err error) {
+	m, err := ReadManifest(filepath.Join(dir, manifestName(kver)))
+	if err != nil {
+		return Image{}, err
+	}
+	if uuid, _ := t.imageUUID(epoch); m.Image.UUID != uuid.String() {
+		return Image{}, errors.New("it is of another tree, or made in another way")
+	}
+	old, err := os.Open(filepath.Join(dir, m.Image.File))
+	if err != nil {
+		return Image{}, err
+	}
+	defer old.Close()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Truncate(0))
+		}
+	}()
+	if _, err := io.Copy(io.NewOffsetWriter(f, 0), old); err != nil {
+		return Image{}, err
+	}
+	if image, err = InspectImage(f); err != nil {
+		return Image{}, err
+	}
+	if image.SHA256 != m.Image.SHA256 {
+		return Image{}, fmt.Errorf("%s is not what its manifest says: its sha256 is %s", old.Name(), image.SHA256)
+	}
+	return image, nil
+}
