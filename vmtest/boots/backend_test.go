@@ -1,6 +1,8 @@
 package boots
 
 import (
+	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -100,25 +102,106 @@ func TestBackends(t *testing.T) {
 	}
 }
 
-// TestAuto boots where only the last backend of a list can serve, and finds the
-// reasons of the others in the record.
+// TestAuto boots where all backends of a list could serve, and where only the
+// last one can: then the reasons of the others are in the record.
 func TestAuto(t *testing.T) {
 	t.Parallel()
 	b := spec{config: "backend auto:pmem-dax,pmem,block,loop\n" + onBootLabel, dax: true}.build(t)
-	// With the embedded backend the build would hold the image.
-	m := b.machine(t, "initoverlayfs.backend=auto:pmem-dax,pmem,embedded,block,loop")
-	b.attach(t, &m, bootconf.Loop)
-	record := b.checkRecord(t, b.boot(t, m, bootconf.Loop), bootconf.Loop)
-	want := []bootconf.Attempt{
-		{Backend: bootconf.PmemDAX, Error: "pmem-dax: no pmem device with an EROFS image"},
-		{Backend: bootconf.Pmem, Error: "pmem: no pmem device with an EROFS image"},
-		{Backend: bootconf.Embedded, Error: "embedded: open /initoverlayfs.img: no such file or directory"},
-		{Backend: bootconf.Block, Error: "block: /dev/vda1: not an EROFS image"},
-		{Backend: bootconf.Loop},
+	for _, test := range []struct {
+		name    string
+		present []bootconf.Backend
+		want    []bootconf.Attempt
+	}{
+		{
+			"all", []bootconf.Backend{bootconf.PmemDAX, bootconf.Loop},
+			[]bootconf.Attempt{{Backend: bootconf.PmemDAX}},
+		},
+		{
+			"last", []bootconf.Backend{bootconf.Loop},
+			[]bootconf.Attempt{
+				{Backend: bootconf.PmemDAX, Error: "pmem-dax: no pmem device with an EROFS image"},
+				{Backend: bootconf.Pmem, Error: "pmem: no pmem device with an EROFS image"},
+				{Backend: bootconf.Embedded, Error: "embedded: open /initoverlayfs.img: no such file or directory"},
+				{Backend: bootconf.Block, Error: "block: /dev/vda1: not an EROFS image"},
+				{Backend: bootconf.Loop},
+			},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			// With the embedded backend the build itself would hold the image.
+			m := b.machine(t, "initoverlayfs.backend=auto:pmem-dax,pmem,embedded,block,loop")
+			for _, backend := range test.present {
+				b.attach(t, &m, backend)
+			}
+			winner := test.want[len(test.want)-1].Backend
+			record := b.checkRecord(t, b.boot(t, m, winner), winner)
+			if diff := cmp.Diff(test.want, record.Attempts); diff != "" {
+				t.Errorf("attempts (-want +got):\n%s", diff)
+			}
+		})
 	}
-	if diff := cmp.Diff(want, record.Attempts); diff != "" {
-		t.Errorf("attempts (-want +got):\n%s", diff)
+}
+
+// paddedImage is the image in a file whose size suits a device of persistent
+// memory.
+func (b *build) paddedImage(tb testing.TB) (path string, sizeMiB int) {
+	tb.Helper()
+	image, err := os.ReadFile(b.image)
+	if err != nil {
+		tb.Fatal(err)
 	}
+	sizeMiB = (len(image) + vmtest.PmemAlign - 1) / vmtest.PmemAlign * vmtest.PmemAlign >> 20
+	path = filepath.Join(tb.TempDir(), "pmem.img")
+	if err := os.WriteFile(path, append(image, make([]byte, sizeMiB<<20-len(image))...), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	return path, sizeMiB
+}
+
+// TestVirtioPmem boots with DAX from persistent memory that is no part of the
+// guest's own.
+func TestVirtioPmem(t *testing.T) {
+	t.Parallel()
+	b := spec{config: "backend pmem-dax\n", storage: "virtio-pmem", dax: true}.build(t)
+	path, _ := b.paddedImage(t)
+	m := b.machine(t)
+	m.Pmem = append(m.Pmem, vmtest.Pmem{Path: path, Virtio: true})
+	if r := b.boot(t, m, bootconf.PmemDAX, "dax:"+bigFile); !checked[bool](t, r, "dax") {
+		t.Errorf("%s is not DAX", bigFile)
+	}
+}
+
+// TestNVDIMM has persistent memory without DAX: the namespace of an NVDIMM that
+// has no labels is raw, the kernel has no page structures for it and mounts
+// without DAX whatever was asked for.
+func TestNVDIMM(t *testing.T) {
+	t.Parallel()
+	b := spec{config: "backend auto:pmem-dax,pmem\n", storage: "nvdimm", dax: true}.build(t)
+	path, sizeMiB := b.paddedImage(t)
+	machine := func(words ...string) vmtest.Machine {
+		m := b.machine(t, words...)
+		m.Extra = []string{
+			"-machine", "nvdimm=on", "-m", fmt.Sprintf("%d,slots=1,maxmem=2G", m.MemoryMiB),
+			"-object", fmt.Sprintf("memory-backend-file,id=nvdimm,mem-path=%s,size=%dM,share=off", path, sizeMiB),
+			"-device", "nvdimm,memdev=nvdimm",
+		}
+		return m
+	}
+	const noDAX = "/dev/pmem0: the device has no dax, the mount silently went without"
+	t.Run("list", func(t *testing.T) {
+		t.Parallel()
+		record := b.checkRecord(t, b.boot(t, machine(), bootconf.Pmem), bootconf.Pmem)
+		want := []bootconf.Attempt{{Backend: bootconf.PmemDAX, Error: "pmem-dax: " + noDAX}, {Backend: bootconf.Pmem}}
+		if diff := cmp.Diff(want, record.Attempts); diff != "" {
+			t.Errorf("attempts (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("alone", func(t *testing.T) {
+		t.Parallel()
+		m := machine("initoverlayfs.backend=pmem-dax", "initoverlayfs.timeout=2")
+		failure{words: []string{noDAX}, timeoutS: 2, policy: "reboot:10"}.boot(t, m)
+	})
 }
 
 // TestDAXRefusesCompressedImage gives the DAX backend an image whose pages

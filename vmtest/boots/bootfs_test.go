@@ -24,7 +24,7 @@ func TestBootfs(t *testing.T) {
 	for _, fs := range []string{"ext4", "xfs", "btrfs", "vfat"} {
 		t.Run(fs, func(t *testing.T) {
 			t.Parallel()
-			b := spec{config: "backend loop\nbootfstype " + fs + "\ntimeout 10\n"}.build(t)
+			b := spec{config: "backend loop\nbootfstype " + fs + "\n"}.build(t)
 			uuid := fsUUID
 			if fs == "vfat" {
 				uuid = fatSerial
@@ -53,7 +53,7 @@ func TestBootfs(t *testing.T) {
 // and by the image's own.
 func TestBlockTags(t *testing.T) {
 	t.Parallel()
-	b := spec{config: "backend block\ntimeout 10\n"}.build(t)
+	b := spec{config: "backend block\n"}.build(t)
 	part := b.imagePartition()
 	part.Label, part.GUID = partLabel, partUUID
 	path := bootDisk(t, disk.Partition{Label: "first", Size: 1 << 20}, part)

@@ -91,7 +91,7 @@ func checkDrivers(tb testing.TB, record *bootconf.Record, want string) {
 func TestSCSIAddr(t *testing.T) {
 	t.Parallel()
 	const addressed = "0:0:0:1"
-	plain := spec{config: "backend block\ntimeout 10\n", storage: "virtio-scsi"}
+	plain := spec{config: "backend block\n", storage: "virtio-scsi"}
 	configured := plain
 	configured.config += "scsi.addr " + addressed + "\n"
 	for _, test := range []struct {
@@ -126,7 +126,7 @@ func TestSCSIAddr(t *testing.T) {
 // TestSCSIAddrOfNothing fails in time where there is no disk at the address.
 func TestSCSIAddrOfNothing(t *testing.T) {
 	t.Parallel()
-	b := spec{config: "backend block\ntimeout 10\nscsi.addr 0:0:0:1\n", storage: "virtio-scsi"}.build(t)
+	b := spec{config: "backend block\nscsi.addr 0:0:0:1\n", storage: "virtio-scsi"}.build(t)
 	m := b.machine(t, "initoverlayfs.scsi.addr=0:0:3:7", "initoverlayfs.timeout=2")
 	m.Drives = append(m.Drives, drive(vmtest.VirtioSCSI, b.card(t)))
 	failure{words: []string{"no device with an EROFS image"}, timeoutS: 2, policy: "reboot:10"}.boot(t, m)
