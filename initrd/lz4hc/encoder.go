@@ -1,10 +1,18 @@
 package lz4hc
 
+import "math"
+
+// reachBack bounds the search for a match that may end a block: in bytes before
+// the last one that may begin.
+const reachBack = 512
+
 // Encoder splits one input into blocks. It may be used again and again, but by
 // one goroutine at a time.
 type Encoder struct {
 	src    []byte
+	probe  probe
 	finder finder
+	plain  int // up to here no block has been found to pay
 
 	// Of the prefixes of the block:
 	cost []int32 // size, less the token after it
@@ -35,7 +43,10 @@ func NewEncoder(level Level) *Encoder {
 }
 
 // Reset begins a new input.
-func (e *Encoder) Reset(src []byte) { e.src = src }
+func (e *Encoder) Reset(src []byte) {
+	e.src, e.plain = src, 0
+	e.probe.reset(0)
+}
 
 func (e *Encoder) grow(n int) {
 	if n <= len(e.cost) {
@@ -49,17 +60,37 @@ func (e *Encoder) grow(n int) {
 	e.offset = append(e.offset, make([]uint16, n-len(e.offset))...)
 }
 
-// Encode writes one block for the input from position start on into dst.
+// Encode writes one block for the input from position start on into dst and
+// returns how much input it holds, of what fits the most, and the block's size.
+// It returns 0, 0 if the block would not be smaller than the input in it: then
+// the caller stores as much as it likes as it is and goes on behind it. Starts
+// that rise cost least.
 func (e *Encoder) Encode(dst []byte, start int) (in, out int) {
+	if start < e.plain || e.probe.hopeless(e.src, start) {
+		return 0, 0
+	}
 	block := e.src[start:]
 	block = block[:min(len(block), MaxInput)]
-	capacity := int32(min(len(dst), 2*MaxInput))
+	capacity := int32(min(len(dst), MaxInput))
 	last := e.parse(block, capacity)
-	end, lit := e.end(last, capacity)
-	if end == 0 {
+	end, lit, size := e.end(last, capacity)
+	if end <= size {
+		e.plain = start + e.leastSaved(last)
 		return 0, 0
 	}
 	return int(end), e.write(dst, block, end, lit)
+}
+
+// leastSaved gives the prefix that saves least. If all of the block does not
+// pay, then its rest without this prefix may, and no more than that.
+func (e *Encoder) leastSaved(last int32) int {
+	least, at := int32(0), int32(0)
+	for i := range last + 1 {
+		if s := i - e.cost[i]; s < least {
+			least, at = s, i
+		}
+	}
+	return int(at)
 }
 
 // parse finds the cheapest way to every prefix of the block and returns the last
@@ -78,20 +109,17 @@ func (e *Encoder) parse(block []byte, capacity int32) int32 {
 				e.matches.add(candidate{rank(e.cost[a], a), a, a + e.length[a]})
 			}
 		}
+		var cost int32
 		a := e.matches.best(i)
 		e.from[i] = a
 		if a >= 0 {
-			c := e.cost[a] + matchPrice(i-a)
-			if r := rank(c-i, i); r <= litRank {
+			cost = e.cost[a] + matchPrice(i-a)
+			if r := rank(cost-i, i); r <= litRank {
 				lit, litRank = i, r
 			}
 		}
-		cost := literalPrice(i - lit)
-		if lit > 0 {
-			cost += e.cost[lit-0]
-		}
-		if lit == i && i > 0 {
-			cost = e.cost[a] + matchPrice(i-a)
+		if lit < i {
+			cost = e.cost[lit] + literalPrice(i-lit)
 		}
 		e.cost[i], e.run[i] = cost, lit
 		// A longer prefix may be cheaper, but by one byte at most.
@@ -110,30 +138,64 @@ func (e *Encoder) parse(block []byte, capacity int32) int32 {
 	}
 }
 
-// end gives the longest prefix, of at most last bytes, that is a block, and the
-// begin of its last literals.
-func (e *Encoder) end(last, capacity int32) (end, lit int32) {
+// end gives the longest prefix, of at most last bytes, that is a block, the begin
+// of its last literals, and its size.
+func (e *Encoder) end(last, capacity int32) (end, lit, size int32) {
 	for p := last; p > 0; p-- {
-		lit, cost := int32(0), literalPrice(p)
-		try := func(j int32, c int32) {
-			if c += literalPrice(p - j); c < cost {
-				lit, cost = j, c
-			}
-		}
-		if p >= matchLimit {
-			j := e.run[p-lastLiterals-3]
-			try(j, e.cost[j])
-			for j := p - lastLiterals - 2; j <= p-lastLiterals; j++ {
-				if a := e.from[j]; a >= 0 && a <= p-matchLimit {
-					try(j, e.cost[a]+matchPrice(j-a))
-				}
-			}
-		}
-		if 1+cost <= capacity {
-			return p, lit
+		if size, lit := e.close(p, capacity); size <= capacity {
+			return p, lit, size
 		}
 	}
-	return 0, 0
+	return 0, 0, 0
+}
+
+// close gives the size of a block for the prefix p and the begin of its last
+// literals.
+func (e *Encoder) close(p, capacity int32) (size, lit int32) {
+	size = 1 + literalPrice(p) // without any match
+	if p < matchLimit {
+		return size, 0
+	}
+	// Any match may end here or before.
+	j := p - (matchLimit - minMatch)
+	lit = e.run[j]
+	if lit > 0 {
+		size = e.cost[lit] + 1 + literalPrice(p-lit)
+	}
+	// Only those that begin early enough may end later.
+	for j++; j <= p-lastLiterals; j++ {
+		base := 1 + literalPrice(p-j)
+		a := e.from[j]
+		if a < 0 || e.cost[a]+matchPrice(j-a)+base > capacity {
+			continue // and others cost no less
+		}
+		if a > p-matchLimit {
+			a = e.reach(j, p-matchLimit)
+		}
+		if a < 0 {
+			continue
+		}
+		if s := e.cost[a] + matchPrice(j-a) + base; s < size {
+			size, lit = s, j
+			e.from[j] = a
+		}
+	}
+	return size, lit
+}
+
+// reach gives the begin, at latest or a little before, of the cheapest match that
+// reaches up to end, or -1.
+func (e *Encoder) reach(end, latest int32) int32 {
+	best, at := int32(math.MaxInt32), int32(-1)
+	for a := latest; a >= max(0, latest-reachBack); a-- {
+		if e.length[a] < end-a {
+			continue
+		}
+		if c := e.cost[a] + matchPrice(end-a); c < best {
+			best, at = c, a
+		}
+	}
+	return at
 }
 
 // write encodes the prefix that ends at end with literals from lit on.

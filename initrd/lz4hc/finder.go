@@ -9,6 +9,7 @@ const (
 	hashBits   = 16
 	windowSize = 1 << 16
 	windowMask = windowSize - 1
+	hashFactor = 2654435761 // 2**32 divided by the golden ratio, a prime
 )
 
 func load32(b []byte, i int) uint32 { return binary.LittleEndian.Uint32(b[i:]) }
@@ -38,7 +39,7 @@ type finder struct {
 	pace  int // nodes to look at for one position, on average
 	spare int // nodes not looked at so far
 
-	head [1 << hashBits]int32   // the roots
+	head [1 << hashBits]int32  // the roots
 	sons [2 * windowSize]int32 // smaller and larger son of a position
 
 	// the match of the position before
@@ -64,7 +65,7 @@ func (f *finder) longest(i int) (length, at int) {
 	}
 	// The match before this position goes on by one byte less.
 	knownAt, known := f.at+1, f.length-1
-	root := &f.head[load32(s, i)*2654435761>>(32-hashBits)]
+	root := &f.head[load32(s, i)*hashFactor>>(32-hashBits)]
 	cur := int(*root)
 	*root = int32(i)
 	left := &f.sons[2*(i&windowMask)]
