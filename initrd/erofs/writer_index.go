@@ -1,0 +1,130 @@
+package erofs
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// clusterIndex is the index of a logical cluster; struct z_erofs_lcluster_index.
+type clusterIndex struct {
+	kind  uint8
+	value uint16 // of a head: where the extent begins; else: distance to the head, or lclusterCblkcnt and blocks
+	next  uint16 // of others: distance to the next head
+	block uint32 // of the extent
+}
+
+// clusterIndexes gives the indexes of a compressed content, one for each block of its
+// size. Where the content ends in a logical cluster that has no head, a head
+// marks the end.
+func clusterIndexes(s *stored, size int64) ([]clusterIndex, error) {
+	list := make([]clusterIndex, 0, (size+blockSize-1)>>blockBits)
+	at, block := int64(0), s.start
+	add := func(length int64, blocks uint64, plain bool) {
+		kind := uint8(lclusterHead1)
+		if plain {
+			kind = lclusterPlain
+		}
+		first, end := at>>blockBits, (at+length)>>blockBits
+		head := clusterIndex{kind: kind, value: uint16(at % blockSize), block: uint32(block)}
+		if blocks == 0 {
+			head.block = 0
+		}
+		list = append(list, head)
+		for i := first + 1; i < end; i++ {
+			value := uint16(i - first)
+			if i == first+1 {
+				value = lclusterCblkcnt | uint16(max(blocks, 1))
+			}
+			list = append(list, clusterIndex{kind: lclusterNonhead, value: value, next: uint16(end - i), block: head.block})
+		}
+		at += length
+		block += blocks
+		if at == size && at%blockSize != 0 && end > first {
+			list = append(list, clusterIndex{kind: lclusterPlain, value: uint16(at % blockSize)})
+		}
+	}
+	for _, e := range s.extents {
+		if !e.plain || e.blocks == 0 {
+			add(int64(e.length), uint64(e.blocks), e.plain)
+			continue
+		}
+		for rest := int64(e.length); rest > 0; rest -= blockSize {
+			add(min(rest, blockSize), 1, true)
+		}
+	}
+	if at != size || len(list) != cap(list) || block-s.start != s.blocks {
+		return nil, fmt.Errorf("extents cover %d bytes in %d clusters and %d blocks, not %d in %d and %d",
+			at, len(list), block-s.start, size, cap(list), s.blocks)
+	}
+	return list, nil
+}
+
+// compactPacks says how many indexes of a content are in packs of 4-byte indexes,
+// in packs of 2-byte indexes, and in packs of 4-byte indexes again. The packs in
+// the middle lie at multiples of 32 bytes; compacted_load_cluster_from_disk in
+// fs/erofs/zmap.c.
+func compactPacks(count, head int) (first, middle, last int) {
+	begin := alignUp(int64(head), mapHeaderSize) + mapHeaderSize
+	first = min(count, int(alignUp(begin, compact2BPackSize)-begin)/4)
+	middle = (count - first) / compact2BPackCount * compact2BPackCount
+	return first, middle, count - first - middle
+}
+
+// compactIndexSize is how many bytes compactIndex appends.
+func compactIndexSize(size int64, head int) int {
+	first, middle, last := compactPacks(int((size+blockSize-1)>>blockBits), head)
+	packs := (first+1)/compact4BPackCount + (last+1)/compact4BPackCount
+	return int(alignUp(int64(head), mapHeaderSize)) - head + mapHeaderSize +
+		packs*compact4BPackSize + middle/compact2BPackCount*compact2BPackSize
+}
+
+// compactIndex appends a map header and compact indexes behind an inode that has
+// head bytes with its attributes.
+func compactIndex(b []byte, list []clusterIndex, head int, advise uint16, inlineSize int) []byte {
+	b = append(b, make([]byte, alignUp(int64(head), mapHeaderSize)-int64(head))...)
+	b = encode(b, &diskMapHeader{FragmentOff: uint32(inlineSize) << 16, Advise: advise | adviseCompacted2B, Algorithms: algLZ4})
+	first, middle, _ := compactPacks(len(list), head)
+	for i := 0; i < len(list); {
+		count, size := compact4BPackCount, compact4BPackSize
+		if i >= first && i < first+middle {
+			count, size = compact2BPackCount, compact2BPackSize
+		}
+		part := list[i:min(i+count, len(list))]
+		b = packIndexes(b, part, count, size)
+		i += len(part)
+	}
+	return b
+}
+
+// packIndexes appends a pack: so many values of equal width, then the block of
+// its first physical cluster. That is the one whose head is the first in the
+// pack, or whose number of blocks stands first.
+func packIndexes(b []byte, part []clusterIndex, count, size int) []byte {
+	width := (size - 4) * 8 / count
+	pack := make([]byte, size+4) // room for the last value's high bytes
+	hasBase := false
+	var base uint32
+	for i, c := range part {
+		v := c.value
+		switch {
+		case c.kind != lclusterNonhead:
+			if !hasBase {
+				base, hasBase = c.block, true
+			}
+		case v&lclusterCblkcnt != 0:
+		case i+1 == count:
+			v = min(c.next, lclusterCblkcnt-1)
+		default:
+			v = min(v, lclusterCblkcnt-1)
+		}
+		if i == 0 && c.kind == lclusterNonhead && v&lclusterCblkcnt != 0 {
+			base, hasBase = c.block, true
+		}
+		bit := i * width
+		word := binary.LittleEndian.Uint32(pack[bit/8:])
+		word |= (uint32(c.kind)<<blockBits | uint32(v)) << (bit % 8)
+		binary.LittleEndian.PutUint32(pack[bit/8:], word)
+	}
+	binary.LittleEndian.PutUint32(pack[size-4:], base)
+	return append(b, pack[:size]...)
+}
