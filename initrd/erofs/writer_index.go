@@ -5,19 +5,19 @@ import (
 	"fmt"
 )
 
-// clusterIndex is the index of a logical cluster; struct z_erofs_lcluster_index.
-type clusterIndex struct {
+// indexEntry is the index of a logical cluster; struct z_erofs_lcluster_index.
+type indexEntry struct {
 	kind  uint8
 	value uint16 // of a head: where the extent begins; else: distance to the head, or lclusterCblkcnt and blocks
 	next  uint16 // of others: distance to the next head
 	block uint32 // of the extent
 }
 
-// clusterIndexes gives the indexes of a compressed content, one for each block of its
+// indexEntries gives the indexes of a compressed content, one for each block of its
 // size. Where the content ends in a logical cluster that has no head, a head
 // marks the end.
-func clusterIndexes(s *stored, size int64) ([]clusterIndex, error) {
-	list := make([]clusterIndex, 0, (size+blockSize-1)>>blockBits)
+func indexEntries(s *stored, size int64) ([]indexEntry, error) {
+	list := make([]indexEntry, 0, (size+blockSize-1)>>blockBits)
 	at, block := int64(0), s.start
 	add := func(length int64, blocks uint64, plain bool) {
 		kind := uint8(lclusterHead1)
@@ -25,7 +25,7 @@ func clusterIndexes(s *stored, size int64) ([]clusterIndex, error) {
 			kind = lclusterPlain
 		}
 		first, end := at>>blockBits, (at+length)>>blockBits
-		head := clusterIndex{kind: kind, value: uint16(at % blockSize), block: uint32(block)}
+		head := indexEntry{kind: kind, value: uint16(at % blockSize), block: uint32(block)}
 		if blocks == 0 {
 			head.block = 0
 		}
@@ -35,12 +35,12 @@ func clusterIndexes(s *stored, size int64) ([]clusterIndex, error) {
 			if i == first+1 {
 				value = lclusterCblkcnt | uint16(max(blocks, 1))
 			}
-			list = append(list, clusterIndex{kind: lclusterNonhead, value: value, next: uint16(end - i), block: head.block})
+			list = append(list, indexEntry{kind: lclusterNonhead, value: value, next: uint16(end - i), block: head.block})
 		}
 		at += length
 		block += blocks
 		if at == size && at%blockSize != 0 && end > first {
-			list = append(list, clusterIndex{kind: lclusterPlain, value: uint16(at % blockSize)})
+			list = append(list, indexEntry{kind: lclusterPlain, value: uint16(at % blockSize)})
 		}
 	}
 	for _, e := range s.extents {
@@ -80,7 +80,7 @@ func compactIndexSize(size int64, head int) int {
 
 // compactIndex appends a map header and compact indexes behind an inode that has
 // head bytes with its attributes.
-func compactIndex(b []byte, list []clusterIndex, head int, advise uint16, inlineSize int) []byte {
+func compactIndex(b []byte, list []indexEntry, head int, advise uint16, inlineSize int) []byte {
 	b = append(b, make([]byte, alignUp(int64(head), mapHeaderSize)-int64(head))...)
 	b = encode(b, &diskMapHeader{FragmentOff: uint32(inlineSize) << 16, Advise: advise | adviseCompacted2B, Algorithms: algLZ4})
 	first, middle, _ := compactPacks(len(list), head)
@@ -99,7 +99,7 @@ func compactIndex(b []byte, list []clusterIndex, head int, advise uint16, inline
 // packIndexes appends a pack: so many values of equal width, then the block of
 // its first physical cluster. That is the one whose head is the first in the
 // pack, or whose number of blocks stands first.
-func packIndexes(b []byte, part []clusterIndex, count, size int) []byte {
+func packIndexes(b []byte, part []indexEntry, count, size int) []byte {
 	width := (size - 4) * 8 / count
 	pack := make([]byte, size+4) // room for the last value's high bytes
 	hasBase := false

@@ -182,7 +182,7 @@ func (im *image) encodeInode(b []byte, in *planInode, spool io.ReaderAt) ([]byte
 	b = append(b, in.xattrs...)
 	switch {
 	case in.layout == LayoutCompressedCompact:
-		list, err := clusterIndexes(&in.data.stored, in.size)
+		list, err := indexEntries(&in.data.stored, in.size)
 		if err != nil {
 			return b, err
 		}

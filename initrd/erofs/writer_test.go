@@ -106,8 +106,8 @@ func (tr *testTree) write(t *testing.T, o Options) []byte {
 	return append(out.b, make([]byte, size-int64(len(out.b)))...)
 }
 
-// fileInfo is what an image must keep of a file.
-type fileInfo struct {
+// nodeInfo is what an image must keep of a file.
+type nodeInfo struct {
 	Mode     uint32
 	UID, GID uint32
 	NLink    uint32
@@ -121,8 +121,8 @@ type fileInfo struct {
 	Same     string // first path of the inode
 }
 
-func (tr *testTree) infos() map[string]fileInfo {
-	infos := make(map[string]fileInfo)
+func (tr *testTree) infos() map[string]nodeInfo {
+	infos := make(map[string]nodeInfo)
 	first := make(map[*Node]string)
 	links := make(map[*Node]uint32)
 	var walk func(path string, n *Node)
@@ -137,7 +137,7 @@ func (tr *testTree) infos() map[string]fileInfo {
 	}
 	walk(".", tr.root)
 	walk = func(path string, n *Node) {
-		info := fileInfo{Mode: n.Mode, UID: n.UID, GID: n.GID, NLink: links[n], Size: n.Size, MTime: n.MTime,
+		info := nodeInfo{Mode: n.Mode, UID: n.UID, GID: n.GID, NLink: links[n], Size: n.Size, MTime: n.MTime,
 			Nsec: n.MTimeNsec, Target: n.Target, Same: first[n]}
 		switch n.Mode & modeType {
 		case modeReg:
@@ -179,9 +179,9 @@ func sortedNames(n *Node) []string {
 }
 
 // infosOfDir lists a directory as the kernel shows it.
-func infosOfDir(t *testing.T, dir string) map[string]fileInfo {
+func infosOfDir(t *testing.T, dir string) map[string]nodeInfo {
 	t.Helper()
-	infos := make(map[string]fileInfo)
+	infos := make(map[string]nodeInfo)
 	first := make(map[uint64]string)
 	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
@@ -198,7 +198,7 @@ func infosOfDir(t *testing.T, dir string) map[string]fileInfo {
 		if first[st.Ino] == "" {
 			first[st.Ino] = rel
 		}
-		info := fileInfo{Mode: st.Mode, UID: st.Uid, GID: st.Gid, NLink: uint32(st.Nlink), Size: st.Size, MTime: st.Mtim.Sec,
+		info := nodeInfo{Mode: st.Mode, UID: st.Uid, GID: st.Gid, NLink: uint32(st.Nlink), Size: st.Size, MTime: st.Mtim.Sec,
 			Nsec: uint32(st.Mtim.Nsec), Same: first[st.Ino]}
 		switch st.Mode & modeType {
 		case modeReg:
@@ -259,7 +259,7 @@ func withoutOracle(t *testing.T, what string) {
 }
 
 // checkKernel mounts the image and compares what is in it.
-func checkKernel(t *testing.T, image []byte, want map[string]fileInfo) {
+func checkKernel(t *testing.T, image []byte, want map[string]nodeInfo) {
 	t.Helper()
 	known, err := os.ReadFile("/proc/filesystems")
 	if err != nil || os.Geteuid() != 0 || !strings.Contains(string(known), "\terofs\n") {
@@ -286,7 +286,7 @@ func checkKernel(t *testing.T, image []byte, want map[string]fileInfo) {
 // checkFsck extracts the image with fsck.erofs and compares. Its first versions
 // know neither hard links nor extended attributes; it sets the owner behind the
 // mode, which loses set-user-ID bits, and a directory's time before its entries.
-func checkFsck(t *testing.T, image []byte, want map[string]fileInfo) {
+func checkFsck(t *testing.T, image []byte, want map[string]nodeInfo) {
 	t.Helper()
 	fsck, err := exec.LookPath("fsck.erofs")
 	if err != nil || os.Geteuid() != 0 {
@@ -301,8 +301,8 @@ func checkFsck(t *testing.T, image []byte, want map[string]fileInfo) {
 		t.Fatalf("fsck.erofs: %v: %s", err, text)
 	}
 	got := infosOfDir(t, dir)
-	strip := func(infos map[string]fileInfo) map[string]fileInfo {
-		stripped := make(map[string]fileInfo)
+	strip := func(infos map[string]nodeInfo) map[string]nodeInfo {
+		stripped := make(map[string]nodeInfo)
 		for path, info := range infos {
 			info.NLink, info.Same, info.Xattrs = 0, "", nil
 			info.Mode &^= 0o6000
