@@ -28,10 +28,12 @@ const (
 	maxPclusterSize     = 1 << 20  // Z_EROFS_PCLUSTER_MAX_SIZE
 	maxPclusterDecoded  = 12 << 20 // Z_EROFS_PCLUSTER_MAX_DSIZE
 	fullIndexGap        = 8        // unused bytes between a map header and full indexes
-	compact2BPackSize   = 32       // bytes of a pack of 16 indexes of 2 bytes each
-	compact2BPackCount  = 16
-	compact4BPackSize   = 8 // bytes of a pack of 2 indexes of 4 bytes each
+	compact2BPackSize   = 32       // bytes of a pack of compact indexes
+	compact2BPackCount  = 16       // indexes in it
+	compact2BSize       = 2        // bytes that each takes on average
+	compact4BPackSize   = 8
 	compact4BPackCount  = 2
+	compact4BSize       = 4
 	xattrSharedUnit     = 4 // a shared xattr's id counts these from the block XattrBlkAddr
 	xattrAlign          = 4
 	metaRecordAlign     = 4 // records of variable length behind the superblock
@@ -43,6 +45,13 @@ const (
 	pclusterFormatShift = 28      // of diskExtent.Plen
 	pclusterPartialBit  = 1 << 27
 	pclusterLenMask     = maxPclusterSize<<1 - 1
+)
+
+// Compatible features that change how the rest is read.
+const (
+	featureCompatXattrFilter        = 0x04
+	featureCompatSharedEAInMetabox  = 0x08
+	featureCompatPlainXattrPrefixes = 0x10
 )
 
 // Layout says how an inode's content is stored; EROFS_INODE_*.

@@ -146,9 +146,13 @@ func ReadSuperblock(r io.ReaderAt) (Superblock, error) {
 		ExtraDevices:    int(le.Uint16(raw[86:])),
 	}
 	if s.FeatureIncompat&FeatureIncompat48Bit != 0 {
-		s.Blocks |= uint64(le.Uint16(raw[14:])) << 32
 		s.BuildTime += int64(le.Uint32(raw[108:]))
-		s.RootNid = le.Uint64(raw[112:])
+		// The long number of the root says that the place of the short one has
+		// another use.
+		if nid := le.Uint64(raw[112:]); nid != 0 {
+			s.RootNid = nid
+			s.Blocks |= uint64(le.Uint16(raw[14:])) << 32
+		}
 	}
 	if s.BlkSzBits < minBlkSzBits || s.BlkSzBits > maxBlkSzBits {
 		return Superblock{}, fmt.Errorf("EROFS superblock: blkszbits %d at offset %d is not between %d and %d",
