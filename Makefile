@@ -53,8 +53,9 @@ vmtest: build ## the tests with every boot of every distribution
 	INITOVERLAYFS_VM=full $(GO) test -count=1 -timeout 180m $(GOTESTFLAGS) ./...
 
 .PHONY: bench
-bench: ## the Go benchmarks (BENCH=REGEXP)
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+bench: ## the Go benchmarks, and storage-init's instructions (BENCH=REGEXP)
+	$(FIXTURES) tools kernel-6.1
+	INITOVERLAYFS_VM=1 $(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
 
 .PHONY: fuzz
 fuzz: ## each fuzz test for FUZZTIME (20s)

@@ -42,7 +42,7 @@ type Handover struct {
 	Backend  bootconf.Backend
 	Image    string // UUID
 	Verified string
-	US       int64 // microseconds since the kernel started
+	US       int64 // microseconds since storage-init started
 }
 
 var (
