@@ -2,7 +2,6 @@ package builder
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -101,7 +100,7 @@ func ProducerNamed(name string) (Producer, error) {
 	case "mkfs.erofs":
 		return mkfsErofs{}, nil
 	case "native":
-		return nil, errors.New("image producer native is not built in yet; use mkfs.erofs")
+		return native{}, nil
 	}
-	return nil, fmt.Errorf("unknown image producer %q; it is mkfs.erofs", name)
+	return nil, fmt.Errorf("unknown image producer %q; it is native or mkfs.erofs", name)
 }

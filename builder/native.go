@@ -1,0 +1,104 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"initoverlayfs/initrd/bootconf"
+	"initoverlayfs/initrd/cpio"
+	"initoverlayfs/initrd/erofs"
+	"initoverlayfs/initrd/lz4hc"
+)
+
+// native makes images itself.
+type native struct{}
+
+// nativeVersion changes with the bytes that are made of a tree.
+const nativeVersion = "native 1"
+
+func (native) Version(context.Context) (string, error) { return nativeVersion, nil }
+
+func (native) Begin(o ImageOptions) (ImageWriter, error) {
+	if err := o.Check(); err != nil {
+		return nil, err
+	}
+	f, err := os.CreateTemp(o.TempDir, "initoverlayfs-image-")
+	if err != nil {
+		return nil, err
+	}
+	w := &nativeWriter{spool: f}
+	// Nothing is left behind, however this ends.
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	w.Writer, err = erofs.NewWriter(f, nativeOptions(o))
+	if err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return w, nil
+}
+
+func nativeOptions(o ImageOptions) erofs.Options {
+	if o.Compress.DAX() {
+		return erofs.Options{DAX: true}
+	}
+	return erofs.Options{Compress: true, Level: lz4Level(o.Compress), PclusterBytes: o.PclusterBytes}
+}
+
+// lz4Level maps the levels that LZ4's own compressor has.
+func lz4Level(c ImageCompression) lz4hc.Level {
+	switch {
+	case c.Algorithm == "lz4" || c.Level < 4:
+		return lz4hc.Fast
+	case c.Level < 10:
+		return lz4hc.Default
+	}
+	return lz4hc.Max
+}
+
+type nativeWriter struct {
+	*erofs.Writer
+	spool *os.File // without a name
+}
+
+func (w *nativeWriter) Close() error { return w.spool.Close() }
+
+func (w *nativeWriter) Write(ctx context.Context, path string, tree *cpio.Tree, uuid bootconf.UUID, buildTime int64) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	root := erofsNodes{}.node(tree.Root())
+	size, err := w.Writer.Write(ctx, f, root, erofs.Identity{UUID: uuid, BuildTime: buildTime})
+	if err == nil {
+		err = f.Truncate(size)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// erofsNodes are the nodes of a tree that have several names.
+type erofsNodes map[*cpio.Node]*erofs.Node
+
+func (e erofsNodes) node(n *cpio.Node) *erofs.Node {
+	if known, ok := e[n]; ok {
+		return known
+	}
+	en := &erofs.Node{
+		Mode: n.Mode, UID: n.UID, GID: n.GID, MTime: n.MTime, RDevMajor: n.RDevMajor, RDevMinor: n.RDevMinor,
+		Size: n.Size, Ref: n.Ref, Target: n.Target,
+	}
+	if n.IsDir() {
+		en.Children = make(map[string]*erofs.Node, len(n.Children))
+		for name, child := range n.Children {
+			en.Children[name] = e.node(child)
+		}
+	} else if n.NLink > 1 {
+		e[n] = en
+	}
+	return en
+}
