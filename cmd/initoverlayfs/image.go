@@ -23,6 +23,7 @@ func (a *app) imageCommand() *cobra.Command {
 		},
 	}
 	cmd.AddCommand(a.imageCreateCommand(), a.imageInfoCommand())
+	cmd.AddCommand(a.imageReadCommands()...)
 	return cmd
 }
 

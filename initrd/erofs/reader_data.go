@@ -186,6 +186,23 @@ func (i *Inode) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
+// NextData finds the next part of a file from off on that is no hole, as
+// lseek does with SEEK_DATA and SEEK_HOLE. It returns io.EOF when there is none.
+// The part may be followed by another one at once.
+func (i *Inode) NextData(off int64) (start, end int64, err error) {
+	for off >= 0 && off < i.Size && i.hasData() {
+		e, err := i.extentAt(off)
+		if err != nil {
+			return 0, 0, err
+		}
+		if e.kind != extentHole {
+			return off, e.end(), nil
+		}
+		off = e.end()
+	}
+	return 0, 0, io.EOF
+}
+
 // readExtent fills p from the extent's byte skip on.
 func (f *FS) readExtent(i *Inode, e *fileExtent, p []byte, skip int64) error {
 	switch e.kind {

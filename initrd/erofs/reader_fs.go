@@ -37,21 +37,12 @@ func (f *FS) Root() (*Inode, error) {
 }
 
 // Inode finds the inode of a path as in package io/fs: "." is the root. Symbolic
-// links on the way are followed, within the image; the last one is not. Names
-// need not be UTF-8 here.
-func (f *FS) Inode(name string) (*Inode, error) {
-	if !fs.ValidPath(strings.ToValidUTF8(name, "?")) {
-		return nil, &fs.PathError{Op: "inode", Path: name, Err: fs.ErrInvalid}
-	}
-	ino, err := f.resolve(name, false)
-	if err != nil {
-		return nil, &fs.PathError{Op: "inode", Path: name, Err: err}
-	}
-	return ino, nil
-}
+// links on the way are followed, within the image; the last one is not.
+func (f *FS) Inode(name string) (*Inode, error) { return f.find("inode", name, false) }
 
+// find finds the inode of a path, whose names need not be UTF-8.
 func (f *FS) find(op, name string, follow bool) (*Inode, error) {
-	if !fs.ValidPath(name) {
+	if !fs.ValidPath(strings.ToValidUTF8(name, "?")) {
 		return nil, &fs.PathError{Op: op, Path: name, Err: fs.ErrInvalid}
 	}
 	ino, err := f.resolve(name, follow)
@@ -182,17 +173,22 @@ func dirEntries(dir *Inode) ([]fs.DirEntry, error) {
 	return entries, err
 }
 
-// Walk calls fn for the root, whose path is ".", and everything below it,
-// directories before what they hold, in the order of names. It does not follow
-// symbolic links. fn may return fs.SkipDir or fs.SkipAll. A directory that is
-// found twice is an error, so a loop is none; so is one deeper than maxDepth.
+// Walk walks from the root directory as Inode.Walk does.
 func (f *FS) Walk(fn func(path string, ino *Inode) error) error {
 	root, err := f.Root()
 	if err != nil {
 		return err
 	}
-	w := walk{fs: f, fn: fn, seen: map[uint64]bool{}}
-	if err := w.visit(root, 0); err != nil && !errors.Is(err, fs.SkipAll) && !errors.Is(err, fs.SkipDir) {
+	return root.Walk(fn)
+}
+
+// Walk calls fn for the inode, whose path is ".", and everything below it,
+// directories before what they hold, in the order of names. It does not follow
+// symbolic links. fn may return fs.SkipDir or fs.SkipAll. A directory that is
+// found twice is an error, which ends loops, and so is one too deep.
+func (i *Inode) Walk(fn func(path string, ino *Inode) error) error {
+	w := walk{fs: i.fs, fn: fn, seen: map[uint64]bool{}}
+	if err := w.visit(i, 0); err != nil && !errors.Is(err, fs.SkipAll) && !errors.Is(err, fs.SkipDir) {
 		return err
 	}
 	return nil
