@@ -9,6 +9,9 @@ const (
 	hashBits   = 16
 	windowSize = 1 << 16
 	windowMask = windowSize - 1
+	// so many bytes compared take the time of one more node
+	compareUnit = 64
+
 	hashFactor = 2654435761 // 2**32 divided by the golden ratio, a prime
 )
 
@@ -34,10 +37,11 @@ func common(s []byte, a, b, n, limit int) int {
 // positions of the window in binary search trees, one for each hash of four
 // bytes, ordered by the bytes that follow and, from the root down, by age.
 type finder struct {
-	block []byte
-	depth int // most nodes to look at
-	pace  int // nodes to look at for one position, on average
-	spare int // nodes not looked at so far
+	block  []byte
+	depth  int // most nodes to look at
+	pace   int // nodes to look at for one position, on average
+	spare  int // nodes not looked at so far
+	enough int // a match of this length is followed, without looking for longer ones
 
 	head [1 << hashBits]int32  // the roots
 	sons [2 * windowSize]int32 // smaller and larger son of a position
@@ -63,8 +67,12 @@ func (f *finder) longest(i int) (length, at int) {
 	if limit < minMatch {
 		return 0, 0
 	}
-	// The match before this position goes on by one byte less.
+	// The match before this position goes on, shorter by one byte.
 	knownAt, known := f.at+1, f.length-1
+	if known >= f.enough {
+		f.length, f.at = known, knownAt
+		return known, knownAt
+	}
 	root := &f.head[load32(s, i)*hashFactor>>(32-hashBits)]
 	cur := int(*root)
 	*root = int32(i)
@@ -81,7 +89,9 @@ func (f *finder) longest(i int) (length, at int) {
 		if cur == knownAt && known > n {
 			n = known
 		}
+		used -= n / compareUnit
 		n = common(s, cur, i, n, limit)
+		used += n / compareUnit
 		if n > best {
 			best, at = n, cur
 		}

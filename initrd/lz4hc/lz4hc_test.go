@@ -379,6 +379,30 @@ func TestStartsAnywhere(t *testing.T) {
 	}
 }
 
+// That a small block did not pay says nothing of a larger one, nor of one that
+// begins before.
+func TestOtherSizeAfterFailure(t *testing.T) {
+	data := slices.Concat(program(2000, 12), random(3000, 12), program(2000, 12))
+	for _, size := range []int{1, 5, 20, 100} {
+		for start := 0; start < len(data); start += 100 {
+			e, fresh := NewEncoder(Fast), NewEncoder(Fast)
+			e.Reset(data)
+			fresh.Reset(data)
+			dst := make([]byte, 4096)
+			e.Encode(dst[:size], start)
+			before := max(0, start-2000)
+			in, out := e.Encode(dst, before)
+			if wantIn, wantOut := fresh.Encode(dst, before); in != wantIn || out != wantOut {
+				t.Fatalf("Encode(4096 bytes, %d) after %d bytes at %d = %d, %d, want %d, %d", before, size, start, in, out, wantIn, wantOut)
+			}
+			in, out = e.Encode(dst, start)
+			if wantIn, wantOut := fresh.Encode(dst, start); in != wantIn || out != wantOut {
+				t.Fatalf("Encode(4096 bytes, %d) after %d bytes = %d, %d, want %d, %d", start, size, in, out, wantIn, wantOut)
+			}
+		}
+	}
+}
+
 // The lz4 command reads our blocks in a legacy frame: a magic number, then each
 // block after its size.
 func TestLZ4Command(t *testing.T) {

@@ -1,5 +1,7 @@
 package lz4hc
 
+import "slices"
+
 // extra gives the bytes beyond the token of a length field that holds n:
 // none below 15, then one and one more for each 255.
 func extra(n int32) int32 { return (n + lengthByte - lengthEscape) / lengthByte }
@@ -41,24 +43,15 @@ func (f *frontier) add(c candidate) {
 	k := len(f.list)
 	for ; k > f.first && f.list[k-1].rank >= c.rank; k-- {
 	}
-	// those from k on are dearer than c, those before cheaper
 	if k > f.first && f.list[k-1].end >= c.end {
-		return
+		return // a cheaper one reaches as far
 	}
+	// c takes the place of those that are dearer and reach no farther.
 	m := k
 	for m < len(f.list) && f.list[m].end <= c.end {
 		m++
 	}
-	if m > k { // c takes the place of m-k
-		f.list[k] = c
-		if m > k+1 {
-			f.list = append(f.list[:k+1], f.list[m:]...)
-		}
-		return
-	}
-	f.list = append(f.list, candidate{})
-	copy(f.list[k+1:], f.list[k:])
-	f.list[k] = c
+	f.list = slices.Replace(f.list, k, m, c)
 }
 
 // best gives the start of the match with which the prefix up to position is
@@ -70,6 +63,10 @@ func (f *frontier) best(position int32) int32 {
 	if f.first == len(f.list) {
 		f.reset()
 		return -1
+	}
+	if f.first > len(f.list)/2 && f.first > 64 {
+		f.list = append(f.list[:0], f.list[f.first:]...)
+		f.first = 0
 	}
 	return f.list[f.first].start
 }
