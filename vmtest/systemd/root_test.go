@@ -42,7 +42,7 @@ func TestImageOnRoot(t *testing.T) {
 			} {
 				t.Run(test.name, func(t *testing.T) {
 					d := boot(t, b.kernel, "--dir", b.dir, "--backend", string(backend), "--rootdisk", test.disk, "--bootdisk", test.disk,
-						"--append", test.option, "--keep")
+						"--append", test.option+" systemd.journald.forward_to_console=1", "--keep")
 					defer os.RemoveAll(d.LogDir)
 					checkRecord(t, d, b.Image.UUID, bootconf.RAM)
 					if backend == bootconf.Loop {
@@ -59,8 +59,11 @@ func TestImageOnRoot(t *testing.T) {
 						t.Fatal(err)
 					}
 					// As fsck says it, and as the kernel does.
-					if got := bytes.Contains(console, []byte("recovering journal")); got != test.replay {
+					if got := bytes.Contains(console, []byte("]: root: recovering journal")); got != test.replay {
 						t.Errorf("fsck replayed the journal: %v, want %v", got, test.replay)
+					}
+					if !bytes.Contains(console, []byte("]: root: clean")) {
+						t.Error("fsck did not say that the filesystem is clean")
 					}
 					if bytes.Contains(console, []byte("recovery complete")) {
 						t.Error("the kernel replayed the journal")
