@@ -260,20 +260,19 @@ func (a *app) imageCatCommand() *cobra.Command {
 }
 
 func catFile(ctx context.Context, out io.Writer, image *erofs.FS, name string) error {
-	f, err := image.Open(name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
+	info, err := image.Stat(name)
 	if err != nil {
 		return err
 	}
 	if !info.Mode().IsRegular() {
 		return &fs.PathError{Op: "cat", Path: name, Err: errors.New("not a regular file")}
 	}
-	_, err = io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{contextReader{ctx, f}}, make([]byte, 1<<20))
-	return err
+	f := io.NewSectionReader(info.Sys().(*erofs.Inode), 0, info.Size())
+	_, err = io.CopyBuffer(struct{ io.Writer }{out}, contextReader{ctx, f}, make([]byte, 1<<20))
+	if err != nil {
+		return fmt.Errorf("cat %s: %w", name, err)
+	}
+	return nil
 }
 
 // contextReader stops reading when a context ends.
@@ -449,11 +448,11 @@ func (x *extractor) extract(target string) (err error) {
 	if x.root, err = os.OpenRoot(target); err != nil {
 		return err
 	}
-	defer x.root.Close()
 	defer func() {
 		if x.dir != nil {
 			x.dir.Close()
 		}
+		err = errors.Join(err, x.root.Close())
 	}()
 	x.buf = make([]byte, 1<<20)
 	if err := x.image.Walk(x.entry); err != nil {

@@ -344,7 +344,7 @@ func (c *checker) extent(ino *Inode, e *fileExtent, use rangeUse) error {
 	}
 	if e.kind != extentLZ4 {
 		// What was taken is read in checkRanges; this only says whether it fits.
-		return c.fs.readExtent(ino, e, c.buf[:min(e.length, int64(c.fs.blockSize()))], 0)
+		return c.fs.readExtent(ino, e, c.buf[:min(e.length, c.fs.blockSize())], 0)
 	}
 	c.report.Pclusters++
 	_, err := c.fs.decodeExtent(e)

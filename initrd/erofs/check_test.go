@@ -382,11 +382,28 @@ func TestSeeds(t *testing.T) {
 }
 
 // FuzzRead changes images: nothing panics, and what Check accepts can be read.
+// Each four bytes of edits are where to change an image, 16 bits, and what to
+// put there.
 func FuzzRead(f *testing.F) {
-	for _, b := range fuzzSeeds(f) {
-		f.Add(b)
+	seeds := fuzzSeeds(f)
+	for n, b := range seeds {
+		metadata := metadataOf(f, b)
+		rng := rand.New(rand.NewPCG(9, uint64(n)))
+		for range 20 {
+			var edits []byte
+			for range 1 + rng.IntN(2) {
+				edits = binary.LittleEndian.AppendUint16(edits, uint16(metadata[rng.IntN(len(metadata))]))
+				edits = binary.LittleEndian.AppendUint16(edits, uint16(rng.Uint32()>>rng.IntN(16)))
+			}
+			f.Add(uint8(n), edits)
+		}
 	}
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t *testing.T, n uint8, edits []byte) {
+		b := bytes.Clone(seeds[int(n)%len(seeds)])
+		for ; len(edits) >= 4; edits = edits[4:] {
+			at := int(binary.LittleEndian.Uint16(edits))
+			copy(b[at%len(b):], edits[2:4])
+		}
 		seal(b)
 		image, err := erofs.Open(bytes.NewReader(b), int64(len(b)))
 		if err != nil {

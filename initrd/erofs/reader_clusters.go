@@ -164,16 +164,18 @@ func (m *clusterMap) fullIndex(number int64) (clusterIndex, error) {
 	if err != nil {
 		return clusterIndex{}, err
 	}
-	advise := binary.LittleEndian.Uint16(raw)
-	c := clusterIndex{kind: uint8(advise & lclusterTypeMask), indexEnd: pos + lclusterIndexSize}
+	d := diskLcluster{
+		Advise:     binary.LittleEndian.Uint16(raw),
+		ClusterOfs: binary.LittleEndian.Uint16(raw[2:]),
+		BlkAddr:    binary.LittleEndian.Uint32(raw[4:]),
+	}
+	c := clusterIndex{kind: uint8(d.Advise & lclusterTypeMask), indexEnd: pos + lclusterIndexSize}
 	if c.isHead() {
-		c.partial = advise&lclusterPartialRef != 0
-		c.ofs = int64(binary.LittleEndian.Uint16(raw[2:]))
-		c.block = binary.LittleEndian.Uint32(raw[4:])
+		c.partial = d.Advise&lclusterPartialRef != 0
+		c.ofs, c.block = int64(d.ClusterOfs), d.BlkAddr
 		return c, nil
 	}
-	c.back = int64(binary.LittleEndian.Uint16(raw[4:]))
-	c.ahead = int64(binary.LittleEndian.Uint16(raw[6:]))
+	c.back, c.ahead = int64(d.BlkAddr&0xffff), int64(d.BlkAddr>>16)
 	if c.back&lclusterCblkcnt != 0 {
 		c.blocks = c.back &^ lclusterCblkcnt
 		c.back = 1
@@ -473,7 +475,6 @@ type extentList struct {
 	base       int64 // of the first record
 	recordSize int64
 	records    int64 // of 16 and 32 bytes
-	origin     int64 // of the pclusters, with records of 4 bytes
 
 	mu      sync.Mutex // for records of 4 bytes, the last one asked for and its pcluster
 	lastN   int64
