@@ -111,7 +111,6 @@ func (b *built) buildArgs() []string {
 }
 
 func (b *built) image() string { return filepath.Join(b.dir, b.Image.File) }
-func (b *built) mini() string  { return filepath.Join(b.dir, b.Mini.File) }
 
 // needTools skips the test, or fails it in CI, where a program is missing.
 func needTools(t *testing.T, names ...string) {
