@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"runtime"
 
@@ -35,6 +36,13 @@ type Options struct {
 	// Ztailpacking stores the last physical cluster of a file in the metadata
 	// if it is smaller than a block; Linux 5.17.
 	Ztailpacking bool
+	// PackBytes packs contents up to this size together, as fragments of one
+	// hidden file: files share clusters then, which are read as a whole; Linux
+	// 6.1.
+	PackBytes int64
+	// Dedupe stores equal contents once; Linux 6.1, before which a cluster
+	// belonged to one file.
+	Dedupe bool
 	// DAX lays contents out so that they can be mapped: uncompressed, in blocks
 	// of their own, those of 2 MiB and more aligned to 2 MiB. Without DAX and
 	// Compress, the tail of a content lies behind its inode.
@@ -51,8 +59,8 @@ func (o Options) check() error {
 		return errors.New("compressed contents cannot be mapped with DAX")
 	case o.Compress && (n < blockSize || n > maxPclusterSize || n&(n-1) != 0):
 		return fmt.Errorf("pcluster size %d is not a power of two from %d to %d", n, blockSize, maxPclusterSize)
-	case o.Ztailpacking && !o.Compress:
-		return errors.New("without compression there are no tail clusters to pack")
+	case !o.Compress && (o.Ztailpacking || o.PackBytes > 0 || o.Dedupe):
+		return errors.New("without compression there are no clusters to pack or share")
 	}
 	return nil
 }
@@ -78,10 +86,14 @@ type Writer struct {
 	contents []content // by reference
 	end      int64     // of what is in the spool
 	buf      []byte
+	seed     maphash.Seed
 }
 
 // content is a stretch of the spool.
-type content struct{ offset, size int64 }
+type content struct {
+	offset, size int64
+	hash         uint64 // of the bytes, with the writer's seed
+}
 
 // NewWriter starts an image. The spool is empty.
 func NewWriter(spool Spool, o Options) (*Writer, error) {
@@ -92,13 +104,15 @@ func NewWriter(spool Spool, o Options) (*Writer, error) {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
 	o.Workers = min(max(o.Workers, 1), maxWorkers)
-	return &Writer{spool: spool, options: o, buf: make([]byte, 256<<10)}, nil
+	return &Writer{spool: spool, options: o, buf: make([]byte, 256<<10), seed: maphash.MakeSeed()}, nil
 }
 
 // Put takes the size bytes of body and gives the reference for Node.Ref. A body
 // that ends before is io.ErrUnexpectedEOF.
 func (w *Writer) Put(body io.Reader, size int64) (ref int64, err error) {
-	to := struct{ io.Writer }{io.NewOffsetWriter(w.spool, w.end)}
+	var h maphash.Hash
+	h.SetSeed(w.seed)
+	to := io.MultiWriter(io.NewOffsetWriter(w.spool, w.end), &h)
 	n, err := io.CopyBuffer(to, struct{ io.Reader }{io.LimitReader(body, size)}, w.buf)
 	if err == nil && n != size {
 		err = fmt.Errorf("content has %d of %d bytes: %w", n, size, io.ErrUnexpectedEOF)
@@ -106,7 +120,7 @@ func (w *Writer) Put(body io.Reader, size int64) (ref int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	w.contents = append(w.contents, content{w.end, size})
+	w.contents = append(w.contents, content{w.end, size, h.Sum64()})
 	w.end += size
 	return int64(len(w.contents) - 1), nil
 }
@@ -159,10 +173,10 @@ func (w *Writer) Write(ctx context.Context, out io.WriterAt, root *Node, id Iden
 		return 0, fmt.Errorf("EROFS writer: %w", err)
 	}
 	im := &image{out: out, id: id, options: w.options, end: 1}
-	if err := im.writeContents(ctx, w.spool, p.contents); err != nil {
+	if err := im.writeContents(ctx, p.contents); err != nil {
 		return 0, err
 	}
-	if err := im.writeMetadata(w.spool, p); err != nil {
+	if err := im.writeMetadata(p); err != nil {
 		return 0, err
 	}
 	return int64(im.end) << blockBits, im.writeSuperblock(p)

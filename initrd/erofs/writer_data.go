@@ -3,7 +3,6 @@ package erofs
 import (
 	"context"
 	"fmt"
-	"io"
 	"sync"
 
 	"initoverlayfs/initrd/lz4hc"
@@ -62,7 +61,7 @@ func (j *job) plain() bool {
 }
 
 // writeContents writes the contents in their order.
-func (im *image) writeContents(ctx context.Context, spool io.ReaderAt, contents []*planData) error {
+func (im *image) writeContents(ctx context.Context, contents []*planData) error {
 	ctx, cancel := context.WithCancel(ctx)
 	workers := im.options.Workers
 	// What is under way is bounded by its bytes, so that many small contents
@@ -102,7 +101,7 @@ func (im *image) writeContents(ctx context.Context, spool io.ReaderAt, contents 
 			e := newPieceEncoder(im.options)
 			for j := range todo {
 				j.in = getBuffer(j.size)[:j.size]
-				if j.err = readAt(spool, j.in, j.data.offset+j.offset); j.err == nil && im.options.Compress {
+				if j.err = readAt(j.data.source, j.in, j.offset); j.err == nil && im.options.Compress {
 					j.out = getBuffer(j.size + blockSize)
 					e.encode(j)
 				}
@@ -239,7 +238,7 @@ func (e *pieceEncoder) encode(j *job) {
 	e.lz4.Reset(j.in)
 	for pos := 0; pos < len(j.in); {
 		rest := len(j.in) - pos
-		mayInline := j.last && e.options.Ztailpacking
+		mayInline := j.last && e.options.Ztailpacking && !j.data.packed
 		if rest <= blockSize && !mayInline {
 			j.addPlain(pos, rest)
 			break
@@ -265,7 +264,8 @@ func (e *pieceEncoder) encode(j *job) {
 				j.extents = append(j.extents, run{length: uint32(rest), plain: true})
 				break
 			}
-			n = max(n, min(rest, len(e.block)))
+			// Nothing at all means that nothing in the next block repeats.
+			n = max(n, min(rest, blockSize))
 			if full := n &^ (blockSize - 1); full > 0 && (n < rest || mayInline) {
 				n = full
 			}

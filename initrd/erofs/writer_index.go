@@ -128,3 +128,15 @@ func packIndexes(b []byte, part []indexEntry, count, size int) []byte {
 	binary.LittleEndian.PutUint32(pack[size-4:], base)
 	return append(b, pack[:size]...)
 }
+
+// fragmentIndexSize is how many bytes fragmentIndex appends.
+func fragmentIndexSize(head int) int {
+	return int(alignUp(int64(head), mapHeaderSize)) - head + mapHeaderSize
+}
+
+// fragmentIndex appends what a file has instead of indexes that lies at offset in
+// the packed one; z_erofs_fill_inode_lazy in fs/erofs/zmap.c.
+func fragmentIndex(b []byte, offset uint64, head int) []byte {
+	b = append(b, make([]byte, alignUp(int64(head), mapHeaderSize)-int64(head))...)
+	return binary.LittleEndian.AppendUint64(b, offset|fragmentInodeBit)
+}

@@ -5,12 +5,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"slices"
 )
 
 // nid is the inode's number, that of its slot in the metadata.
-func (n *planInode) nid() uint64 { return uint64(n.offset) >> inodeSlotBits }
+func (in *planInode) nid() uint64 { return uint64(in.offset) >> inodeSlotBits }
 
 // metaSpace finds places for inodes. What is left of a block is kept for smaller
 // ones.
@@ -56,7 +55,7 @@ func (s *metaSpace) place(size, inline int64) int64 {
 }
 
 // writeMetadata writes inodes, directories and shared attributes.
-func (im *image) writeMetadata(spool io.ReaderAt, p *plan) error {
+func (im *image) writeMetadata(p *plan) error {
 	space := metaSpace{end: inodeSlotSize} // number 0 is no number for a directory entry
 	dirBlocks := uint64(0)
 	for _, in := range p.inodes {
@@ -95,7 +94,7 @@ func (im *image) writeMetadata(spool io.ReaderAt, p *plan) error {
 		}
 		buf = append(buf, make([]byte, in.offset-start-int64(len(buf)))...)
 		var err error
-		if buf, err = im.encodeInode(buf, in, spool); err != nil {
+		if buf, err = im.encodeInode(buf, in); err != nil {
 			return fmt.Errorf("%s: %w", in.path, err)
 		}
 	}
@@ -132,6 +131,10 @@ func (im *image) layOut(in *planInode) {
 			in.inline = len(d.tail)
 			in.u = uint32(d.blocks)
 			return
+		case LayoutCompressedFull:
+			in.indexSize = fragmentIndexSize(in.headSize())
+			in.u = 0
+			return
 		}
 		if d.blocks > 0 {
 			in.u = uint32(d.start)
@@ -163,7 +166,7 @@ func (im *image) writeOwnBlocks(in *planInode, n uint64) error {
 }
 
 // encodeInode appends an inode with all that lies behind it.
-func (im *image) encodeInode(b []byte, in *planInode, spool io.ReaderAt) ([]byte, error) {
+func (im *image) encodeInode(b []byte, in *planInode) ([]byte, error) {
 	n := in.node
 	format := uint16(in.layout) << formatLayoutShift
 	// For 32-bit programs, whose inode numbers are not wide enough.
@@ -192,6 +195,8 @@ func (im *image) encodeInode(b []byte, in *planInode, spool io.ReaderAt) ([]byte
 			advise |= adviseInline
 		}
 		return append(compactIndex(b, list, in.headSize(), advise, in.inline), in.data.tail...), nil
+	case in.layout == LayoutCompressedFull:
+		return fragmentIndex(b, in.data.start, in.headSize()), nil
 	case in.inline == 0:
 		return b, nil
 	case in.entries != nil:
@@ -202,7 +207,7 @@ func (im *image) encodeInode(b []byte, in *planInode, spool io.ReaderAt) ([]byte
 	}
 	tail := len(b)
 	b = append(b, make([]byte, in.inline)...)
-	return b, readAt(spool, b[tail:], in.data.offset+in.size-int64(in.inline))
+	return b, readAt(in.data.source, b[tail:], in.size-int64(in.inline))
 }
 
 // writeSuperblock writes block 0, behind everything else.
@@ -227,6 +232,13 @@ func (im *image) writeSuperblock(p *plan) error {
 	}
 	if im.options.Ztailpacking {
 		s.FeatureIncompat |= FeatureIncompatZtailpacking
+	}
+	if p.packed != nil {
+		s.FeatureIncompat |= FeatureIncompatFragments
+		s.PackedNid = p.packed.nid()
+	}
+	if p.shared {
+		s.FeatureIncompat |= FeatureIncompatFragments // which stands for both
 	}
 	b := encode(make([]byte, SuperOffset), &s)
 	if im.options.Compress {

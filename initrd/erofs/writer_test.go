@@ -1,9 +1,10 @@
-package erofs
+package erofs_test
 
 import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -20,12 +21,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"initoverlayfs/initrd/bootconf"
+	"initoverlayfs/initrd/erofs"
 	"initoverlayfs/initrd/lz4hc"
 )
 
-const testTime = 1_700_000_000
+const (
+	testTime = 1_700_000_000
 
-var testIdentity = Identity{
+	// The writer's units.
+	blockSize = 4096
+	pieceSize = 4 << 20
+)
+
+var testIdentity = erofs.Identity{
 	UUID:      bootconf.UUID{1, 2, 3, 4, 5, 6, 0x87, 8, 0x89, 10, 11, 12, 13, 14, 15, 16},
 	Label:     "writer test",
 	BuildTime: testTime,
@@ -47,20 +55,20 @@ func (m *memory) WriteAt(p []byte, off int64) (int, error) {
 
 // testTree is a tree with its contents.
 type testTree struct {
-	root     *Node
-	contents map[*Node][]byte
+	root     *erofs.Node
+	contents map[*erofs.Node][]byte
 }
 
 func newTestTree() *testTree {
-	return &testTree{root: dirNode(), contents: make(map[*Node][]byte)}
+	return &testTree{root: dirNode(), contents: make(map[*erofs.Node][]byte)}
 }
 
-func dirNode() *Node {
-	return &Node{Mode: modeDir | 0o755, MTime: testTime, Children: make(map[string]*Node)}
+func dirNode() *erofs.Node {
+	return &erofs.Node{Mode: unix.S_IFDIR | 0o755, MTime: testTime, Children: make(map[string]*erofs.Node)}
 }
 
 // add puts a node at a path, with the directories that are missing.
-func (tr *testTree) add(path string, n *Node) *Node {
+func (tr *testTree) add(path string, n *erofs.Node) *erofs.Node {
 	dir := tr.root
 	parts := strings.Split(path, "/")
 	for _, part := range parts[:len(parts)-1] {
@@ -73,17 +81,17 @@ func (tr *testTree) add(path string, n *Node) *Node {
 	return n
 }
 
-func (tr *testTree) file(path string, data []byte) *Node {
-	n := tr.add(path, &Node{Mode: modeReg | 0o644, MTime: testTime, Size: int64(len(data))})
+func (tr *testTree) file(path string, data []byte) *erofs.Node {
+	n := tr.add(path, &erofs.Node{Mode: unix.S_IFREG | 0o644, MTime: testTime, Size: int64(len(data))})
 	tr.contents[n] = data
 	return n
 }
 
 // write writes the image. Contents are put in the order of a map, which must not
 // matter.
-func (tr *testTree) write(t *testing.T, o Options) []byte {
+func (tr *testTree) write(t *testing.T, o erofs.Options) []byte {
 	t.Helper()
-	w, err := NewWriter(&memory{}, o)
+	w, err := erofs.NewWriter(&memory{}, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,10 +131,10 @@ type nodeInfo struct {
 
 func (tr *testTree) infos() map[string]nodeInfo {
 	infos := make(map[string]nodeInfo)
-	first := make(map[*Node]string)
-	links := make(map[*Node]uint32)
-	var walk func(path string, n *Node)
-	walk = func(path string, n *Node) {
+	first := make(map[*erofs.Node]string)
+	links := make(map[*erofs.Node]uint32)
+	var walk func(path string, n *erofs.Node)
+	walk = func(path string, n *erofs.Node) {
 		if first[n] == "" {
 			first[n] = path
 		}
@@ -136,20 +144,20 @@ func (tr *testTree) infos() map[string]nodeInfo {
 		}
 	}
 	walk(".", tr.root)
-	walk = func(path string, n *Node) {
+	walk = func(path string, n *erofs.Node) {
 		info := nodeInfo{Mode: n.Mode, UID: n.UID, GID: n.GID, NLink: links[n], Size: n.Size, MTime: n.MTime,
 			Nsec: n.MTimeNsec, Target: n.Target, Same: first[n]}
-		switch n.Mode & modeType {
-		case modeReg:
+		switch n.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
 			info.Sum = sha256.Sum256(tr.contents[n])
-		case modeLnk:
+		case unix.S_IFLNK:
 			info.Size = int64(len(n.Target))
-		case modeChr, modeBlk:
+		case unix.S_IFCHR, unix.S_IFBLK:
 			info.Rdev = unix.Mkdev(n.RDevMajor, n.RDevMinor)
-		case modeDir:
+		case unix.S_IFDIR:
 			info.NLink = 2
 			for _, c := range n.Children {
-				if c.Mode&modeType == modeDir {
+				if c.Mode&unix.S_IFMT == unix.S_IFDIR {
 					info.NLink++
 				}
 			}
@@ -169,7 +177,7 @@ func (tr *testTree) infos() map[string]nodeInfo {
 	return infos
 }
 
-func sortedNames(n *Node) []string {
+func sortedNames(n *erofs.Node) []string {
 	names := make([]string, 0, len(n.Children))
 	for name := range n.Children {
 		names = append(names, name)
@@ -200,8 +208,8 @@ func infosOfDir(t *testing.T, dir string) map[string]nodeInfo {
 		}
 		info := nodeInfo{Mode: st.Mode, UID: st.Uid, GID: st.Gid, NLink: uint32(st.Nlink), Size: st.Size, MTime: st.Mtim.Sec,
 			Nsec: uint32(st.Mtim.Nsec), Same: first[st.Ino]}
-		switch st.Mode & modeType {
-		case modeReg:
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
 			f, err := os.Open(path)
 			if err != nil {
 				return err
@@ -212,13 +220,13 @@ func infosOfDir(t *testing.T, dir string) map[string]nodeInfo {
 				return err
 			}
 			info.Sum = [32]byte(h.Sum(nil))
-		case modeLnk:
+		case unix.S_IFLNK:
 			if info.Target, err = os.Readlink(path); err != nil {
 				return err
 			}
-		case modeChr, modeBlk:
+		case unix.S_IFCHR, unix.S_IFBLK:
 			info.Rdev = st.Rdev
-		case modeDir:
+		case unix.S_IFDIR:
 			info.Size = 0
 		}
 		info.Xattrs, err = xattrsOf(path)
@@ -274,7 +282,7 @@ func checkKernel(t *testing.T, image []byte, want map[string]nodeInfo) {
 		t.Fatalf("mount: %v: %s", err, text)
 	}
 	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, 0); err != nil {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
 			t.Errorf("unmount: %v", err)
 		}
 	})
@@ -284,37 +292,88 @@ func checkKernel(t *testing.T, image []byte, want map[string]nodeInfo) {
 }
 
 // checkFsck extracts the image with fsck.erofs and compares. Its first versions
-// know neither hard links nor extended attributes; it sets the owner behind the
-// mode, which loses set-user-ID bits, and a directory's time before its entries.
-func checkFsck(t *testing.T, image []byte, want map[string]nodeInfo) {
+// know neither hard links nor extended attributes, fragments nor names of 255
+// bytes; it sets the owner behind the mode, which loses set-user-ID bits, and a
+// directory's time before its entries.
+func checkFsck(t *testing.T, u utils, image []byte, want map[string]nodeInfo) {
 	t.Helper()
-	fsck, err := exec.LookPath("fsck.erofs")
-	if err != nil || os.Geteuid() != 0 {
-		withoutOracle(t, "root and fsck.erofs")
+	if os.Geteuid() != 0 {
+		withoutOracle(t, "root")
 	}
 	path := filepath.Join(t.TempDir(), "image")
 	if err := os.WriteFile(path, image, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(t.TempDir(), "tree")
-	if text, err := exec.Command(fsck, "--extract="+dir, path).CombinedOutput(); err != nil {
+	if text, err := exec.Command(u.fsck, "--extract="+dir, path).CombinedOutput(); err != nil {
 		t.Fatalf("fsck.erofs: %v: %s", err, text)
 	}
-	got := infosOfDir(t, dir)
 	strip := func(infos map[string]nodeInfo) map[string]nodeInfo {
 		stripped := make(map[string]nodeInfo)
 		for path, info := range infos {
 			info.NLink, info.Same, info.Xattrs = 0, "", nil
 			info.Mode &^= 0o6000
-			if info.Mode&modeType == modeDir {
+			if info.Mode&unix.S_IFMT == unix.S_IFDIR {
 				info.MTime, info.Nsec = 0, 0
 			}
 			stripped[path] = info
 		}
 		return stripped
 	}
-	if diff := cmp.Diff(strip(want), strip(got)); diff != "" {
+	if diff := cmp.Diff(strip(want), strip(infosOfDir(t, dir))); diff != "" {
 		t.Errorf("extracted image, -want +got:\n%s", diff)
+	}
+}
+
+// checkReader compares what the reader finds.
+func checkReader(t *testing.T, image []byte, want map[string]nodeInfo) {
+	t.Helper()
+	r := bytes.NewReader(image)
+	if err := erofs.Check(r, r.Size()).Err(); err != nil {
+		t.Errorf("Check: %v", err)
+	}
+	files, err := erofs.Open(r, r.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]nodeInfo)
+	first := make(map[uint64]string)
+	err = files.Walk(func(path string, in *erofs.Inode) error {
+		if first[in.NID] == "" {
+			first[in.NID] = path
+		}
+		info := nodeInfo{Mode: in.Mode, UID: in.UID, GID: in.GID, NLink: in.NLink, MTime: in.MTime, Nsec: in.MTimeNsec,
+			Rdev: unix.Mkdev(in.RdevMajor, in.RdevMinor), Same: first[in.NID]}
+		switch in.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
+			info.Size = in.Size
+			h := sha256.New()
+			if _, err := io.Copy(h, io.NewSectionReader(in, 0, in.Size)); err != nil {
+				return err
+			}
+			info.Sum = [32]byte(h.Sum(nil))
+		case unix.S_IFLNK:
+			info.Size = in.Size
+			var err error
+			if info.Target, err = in.LinkTarget(); err != nil {
+				return err
+			}
+		}
+		xattrs, err := in.Xattrs()
+		for name, value := range xattrs {
+			if info.Xattrs == nil {
+				info.Xattrs = make(map[string]string)
+			}
+			info.Xattrs[name] = string(value)
+		}
+		got[path] = info
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("image as read, -want +got:\n%s", diff)
 	}
 }
 
@@ -341,13 +400,15 @@ func text(seed uint64, n int) []byte {
 }
 
 // layouts are the options that every tree is written with.
-var layouts = map[string]Options{
+var layouts = map[string]erofs.Options{
 	"plain":        {},
 	"dax":          {DAX: true},
 	"lz4 4k":       {Compress: true, Level: lz4hc.Fast, PclusterBytes: 4 << 10},
 	"lz4 64k":      {Compress: true, Level: lz4hc.Default, PclusterBytes: 64 << 10},
 	"lz4 1m":       {Compress: true, Level: lz4hc.Fast, PclusterBytes: 1 << 20},
 	"lz4 16k tail": {Compress: true, Level: lz4hc.Default, PclusterBytes: 16 << 10, Ztailpacking: true},
+	"lz4 32k pack": {Compress: true, Level: lz4hc.Fast, PclusterBytes: 32 << 10, Ztailpacking: true, PackBytes: 20_000, Dedupe: true},
+	"lz4 64k all":  {Compress: true, Level: lz4hc.Default, PclusterBytes: 64 << 10, PackBytes: 1 << 40},
 }
 
 // trees stress one feature each.
@@ -356,18 +417,18 @@ var trees = map[string]func() *testTree{
 	"kinds": func() *testTree {
 		tr := newTestTree()
 		tr.file("empty", nil)
-		tr.add("dev/null", &Node{Mode: modeChr | 0o666, MTime: testTime, RDevMajor: 1, RDevMinor: 3})
-		tr.add("dev/large", &Node{Mode: modeBlk | 0o600, MTime: testTime, RDevMajor: 0xabc, RDevMinor: 0xfedcb})
-		tr.add("fifo", &Node{Mode: modeFifo | 0o600, MTime: testTime})
-		tr.add("socket", &Node{Mode: modeSock | 0o755, MTime: testTime})
-		tr.add("link", &Node{Mode: modeLnk | 0o777, MTime: testTime, Target: "dev/null"})
-		tr.add("long link", &Node{Mode: modeLnk | 0o777, MTime: testTime, Target: strings.Repeat("a/", 2000) + strings.Repeat("b", 95)})
-		tr.add("setuid", &Node{Mode: modeReg | 0o4755, UID: 1, GID: 65535, MTime: testTime})
-		tr.add("sticky", &Node{Mode: modeDir | 0o1777, MTime: testTime})
-		tr.add("large ids", &Node{Mode: modeReg | 0o600, UID: 65536, GID: 4_000_000_000, MTime: testTime})
-		tr.add("old", &Node{Mode: modeReg | 0o600, MTime: 1})
-		tr.add("subsecond", &Node{Mode: modeReg | 0o600, MTime: testTime, MTimeNsec: 999_999_999})
-		tr.add("future", &Node{Mode: modeReg | 0o600, MTime: 1 << 33})
+		tr.add("dev/null", &erofs.Node{Mode: unix.S_IFCHR | 0o666, MTime: testTime, RDevMajor: 1, RDevMinor: 3})
+		tr.add("dev/large", &erofs.Node{Mode: unix.S_IFBLK | 0o600, MTime: testTime, RDevMajor: 0xabc, RDevMinor: 0xfedcb})
+		tr.add("fifo", &erofs.Node{Mode: unix.S_IFIFO | 0o600, MTime: testTime})
+		tr.add("socket", &erofs.Node{Mode: unix.S_IFSOCK | 0o755, MTime: testTime})
+		tr.add("link", &erofs.Node{Mode: unix.S_IFLNK | 0o777, MTime: testTime, Target: "dev/null"})
+		tr.add("long link", &erofs.Node{Mode: unix.S_IFLNK | 0o777, MTime: testTime, Target: strings.Repeat("a/", 2000) + strings.Repeat("b", 95)})
+		tr.add("setuid", &erofs.Node{Mode: unix.S_IFREG | 0o4755, UID: 1, GID: 65535, MTime: testTime})
+		tr.add("sticky", &erofs.Node{Mode: unix.S_IFDIR | 0o1777, MTime: testTime})
+		tr.add("large ids", &erofs.Node{Mode: unix.S_IFREG | 0o600, UID: 65536, GID: 4_000_000_000, MTime: testTime})
+		tr.add("old", &erofs.Node{Mode: unix.S_IFREG | 0o600, MTime: 1})
+		tr.add("subsecond", &erofs.Node{Mode: unix.S_IFREG | 0o600, MTime: testTime, MTimeNsec: 999_999_999})
+		tr.add("future", &erofs.Node{Mode: unix.S_IFREG | 0o600, MTime: 1 << 33})
 		return tr
 	},
 	"sizes": func() *testTree {
@@ -403,8 +464,51 @@ var trees = map[string]func() *testTree{
 		tr.add("b/c/third", n)
 		empty := tr.file("empty", nil)
 		tr.add("b/empty too", empty)
-		null := tr.add("null", &Node{Mode: modeChr | 0o600, MTime: testTime, RDevMajor: 1, RDevMinor: 3})
+		null := tr.add("null", &erofs.Node{Mode: unix.S_IFCHR | 0o600, MTime: testTime, RDevMajor: 1, RDevMinor: 3})
 		tr.add("b/null", null)
+		return tr
+	},
+	"equal": func() *testTree {
+		tr := newTestTree()
+		for i := range 3 {
+			tr.file(fmt.Sprintf("small %d", i), text(1, 500))
+			tr.file(fmt.Sprintf("tail %d", i), random(2, 9000)).MTime -= int64(i)
+			tr.file(fmt.Sprintf("large %d", i), text(3, 300_000))
+			tr.file(fmt.Sprintf("other %d", i), text(uint64(i), 300_000))
+		}
+		return tr
+	},
+	"xattrs": func() *testTree {
+		tr := newTestTree()
+		acl := "\x02\x00\x00\x00" + "\x01\x00\x07\x00\xff\xff\xff\xff" + "\x02\x00\x07\x00\xe8\x03\x00\x00" +
+			"\x04\x00\x05\x00\xff\xff\xff\xff" + "\x10\x00\x07\x00\xff\xff\xff\xff" + "\x20\x00\x05\x00\xff\xff\xff\xff"
+		capability := "\x01\x00\x00\x02\x00\x04" + strings.Repeat("\x00", 14)
+		for i := range 40 {
+			n := tr.file(fmt.Sprintf("%d", i), text(uint64(i), i*200))
+			n.Mode = unix.S_IFREG | 0o775 // as the ACL says
+			n.Xattrs = map[string][]byte{
+				"user.shared":             []byte("the same for all"),
+				"user.few":                []byte(fmt.Sprint(i / 10)),
+				"user.own":                bytes.Repeat([]byte{byte('a' + i%26)}, i*90),
+				"trusted.t":               nil,
+				"security.capability":     []byte(capability),
+				"security.selinux":        []byte("system_u:object_r:bin_t:s0"),
+				"system.posix_acl_access": []byte(acl),
+			}
+		}
+		tr.root.Xattrs = map[string][]byte{"user.shared": []byte("the same for all")}
+		tr.add("link", &erofs.Node{Mode: unix.S_IFLNK | 0o777, MTime: testTime, Target: "0",
+			Xattrs: map[string][]byte{"trusted.t": []byte("of a link")}})
+		dir := tr.add("dir", dirNode())
+		dir.Mode = unix.S_IFDIR | 0o775
+		dir.Xattrs = map[string][]byte{"system.posix_acl_default": []byte(acl)}
+		return tr
+	},
+	"names": func() *testTree {
+		tr := newTestTree()
+		for _, c := range "abcdefghijklmnopqrstuvwxyz" {
+			tr.file("names/"+strings.Repeat(string(c), 255), []byte{byte(c)})
+		}
 		return tr
 	},
 	"deep": func() *testTree {
@@ -439,7 +543,7 @@ func TestWriter(t *testing.T) {
 				t.Parallel()
 				tr := tree()
 				image := tr.write(t, o)
-				sb, err := ReadSuperblock(bytes.NewReader(image))
+				sb, err := erofs.ReadSuperblock(bytes.NewReader(image))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -450,7 +554,13 @@ func TestWriter(t *testing.T) {
 					t.Errorf("superblock has %s %q %d", sb.UUID, sb.VolumeName, sb.BuildTime)
 				}
 				want := tr.infos()
-				t.Run("fsck", func(t *testing.T) { checkFsck(t, image, want) })
+				checkReader(t, image, want)
+				for _, u := range allUtils(t) {
+					if u.version < "1.9" && (o.PackBytes > 0 || o.Dedupe || name == "names") {
+						continue
+					}
+					t.Run("fsck "+u.version, func(t *testing.T) { checkFsck(t, u, image, want) })
+				}
 				t.Run("kernel", func(t *testing.T) { checkKernel(t, image, want) })
 			})
 		}
@@ -464,12 +574,205 @@ func TestWriterDeterministic(t *testing.T) {
 	for i := range 300 {
 		tr.file(fmt.Sprintf("small/%d", i), text(uint64(i), i*50))
 	}
-	o := Options{Compress: true, Level: lz4hc.Fast, PclusterBytes: 64 << 10, Ztailpacking: true, Workers: 1}
+	o := erofs.Options{Compress: true, Level: lz4hc.Fast, PclusterBytes: 64 << 10, Ztailpacking: true, Workers: 1}
 	want := tr.write(t, o)
 	for workers := 1; workers <= 4; workers++ {
 		o.Workers = workers
 		if !bytes.Equal(tr.write(t, o), want) {
 			t.Errorf("with %d workers the image differs", workers)
 		}
+	}
+}
+
+// What identical contents and packing save.
+func TestWriterSizes(t *testing.T) {
+	size := func(tree string, o erofs.Options) int { return len(trees[tree]().write(t, o)) }
+	o := erofs.Options{Compress: true, Level: lz4hc.Fast, PclusterBytes: 64 << 10}
+	tail, pack, dedupe := o, o, o
+	tail.Ztailpacking, pack.PackBytes, dedupe.Dedupe = true, 1<<30, true
+	plain := size("sizes", o)
+	if got := size("sizes", tail); got > plain-50*blockSize {
+		t.Errorf("tails in the metadata make %d bytes of %d", got, plain)
+	}
+	if got := size("sizes", pack); got > plain-70*blockSize {
+		t.Errorf("packing makes %d bytes of %d", got, plain)
+	}
+	if got, want := size("equal", dedupe), size("equal", o); got > want*7/10 {
+		t.Errorf("of contents of which half are equal, %d bytes of %d are left", got, want)
+	}
+	if got, want := size("sizes", o), size("sizes", erofs.Options{}); got > want*6/10 {
+		t.Errorf("compression makes %d bytes of %d", got, want)
+	}
+}
+
+// A directory of 100,000 entries, with metadata beyond one write.
+func TestWriterLargeDirectory(t *testing.T) {
+	tr := newTestTree()
+	for i := range 100_000 {
+		n := &erofs.Node{Mode: unix.S_IFREG | 0o644, MTime: testTime + int64(i%2)}
+		tr.root.Children[fmt.Sprintf("%x-%d", i*7919%100_003, i)] = n
+	}
+	image := tr.write(t, erofs.Options{})
+	want := tr.infos()
+	checkReader(t, image, want)
+	t.Run("kernel", func(t *testing.T) { checkKernel(t, image, want) })
+}
+
+func TestWriterRefuses(t *testing.T) {
+	file := func(n erofs.Node) func(tr *testTree) {
+		return func(tr *testTree) { tr.add("dir/file", &n) }
+	}
+	tests := []struct {
+		name string
+		edit func(tr *testTree)
+		want string
+	}{
+		{"long name", func(tr *testTree) { tr.file(strings.Repeat("n", 256), nil) }, "longer than 255"},
+		{"no name", func(tr *testTree) { tr.file("dir/", nil) }, "/dir/: not a name"},
+		{"dot", func(tr *testTree) { tr.file("..", nil) }, "/..: not a name"},
+		{"zero byte", func(tr *testTree) { tr.file("a\x00", nil) }, "zero byte"},
+		{"two parents", func(tr *testTree) { tr.add("b", tr.add("a", dirNode())) }, "/b: directory is also /a"},
+		{"own child", func(tr *testTree) { tr.add("a", tr.root) }, "/a: directory is also /"},
+		{"no target", file(erofs.Node{Mode: unix.S_IFLNK}), "/dir/file: bad symlink target of 0 bytes"},
+		{"long target", file(erofs.Node{Mode: unix.S_IFLNK, Target: strings.Repeat("t", 4096)}), "bad symlink target of 4096"},
+		{"no type", file(erofs.Node{Mode: 0o644}), "mode 0644"},
+		{"wide mode", file(erofs.Node{Mode: unix.S_IFREG | 1<<16}), "out of range"},
+		{"nanoseconds", file(erofs.Node{Mode: unix.S_IFREG, MTimeNsec: 1e9}), "out of range"},
+		{"major", file(erofs.Node{Mode: unix.S_IFCHR, RDevMajor: 4096}), "device 4096:0"},
+		{"no content", file(erofs.Node{Mode: unix.S_IFREG, Size: 1, Ref: 7}), "/dir/file: there is no content 7"},
+		{"xattr", file(erofs.Node{Mode: unix.S_IFREG, Xattrs: map[string][]byte{"other.x": nil}}), `"other.x"`},
+		{"xattr of ACL", file(erofs.Node{Mode: unix.S_IFREG, Xattrs: map[string][]byte{"system.posix_acl_accessx": nil}}), "no place"},
+		{"large xattr", file(erofs.Node{Mode: unix.S_IFREG, Xattrs: map[string][]byte{"user.x": make([]byte, 1<<16)}}), "too long"},
+		{"root", func(tr *testTree) { tr.root.Mode = unix.S_IFREG }, "not a directory"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			w, err := erofs.NewWriter(&memory{}, erofs.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			tr := newTestTree()
+			test.edit(tr)
+			var out memory
+			if _, err := w.Write(context.Background(), &out, tr.root, testIdentity); err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("error %v, want one with %q", err, test.want)
+			}
+			if len(out.b) > 0 {
+				t.Errorf("%d bytes were written", len(out.b))
+			}
+		})
+	}
+}
+
+func TestWriterOptions(t *testing.T) {
+	for _, o := range []erofs.Options{
+		{Compress: true, PclusterBytes: 2048},
+		{Compress: true, PclusterBytes: 2 << 20},
+		{Compress: true, PclusterBytes: 12288},
+		{Compress: true, PclusterBytes: 4096, DAX: true},
+		{Ztailpacking: true},
+		{PackBytes: 1},
+		{Dedupe: true},
+	} {
+		if _, err := erofs.NewWriter(&memory{}, o); err == nil {
+			t.Errorf("%+v is accepted", o)
+		}
+	}
+}
+
+// failingFile fails with an error at an offset.
+type failingFile struct {
+	memory
+	from int64
+	err  error
+}
+
+func (f *failingFile) ReadAt(p []byte, off int64) (int, error) {
+	if off+int64(len(p)) > f.from {
+		return 0, f.err
+	}
+	return f.memory.ReadAt(p, off)
+}
+
+func (f *failingFile) WriteAt(p []byte, off int64) (int, error) {
+	if off+int64(len(p)) > f.from {
+		return 0, f.err
+	}
+	return f.memory.WriteAt(p, off)
+}
+
+// forgetful is a spool that cannot be read.
+type forgetful struct {
+	memory
+	err error
+}
+
+func (f *forgetful) ReadAt([]byte, int64) (int, error) { return 0, f.err }
+
+func TestWriterContents(t *testing.T) {
+	w, err := erofs.NewWriter(&memory{}, erofs.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Put(strings.NewReader("short"), 6); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("short content: error %v", err)
+	}
+	first, err := w.Put(strings.NewReader("first and more"), 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := w.Put(strings.NewReader("second"), 6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Delete(first); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Open(first); err == nil {
+		t.Error("a deleted content is opened")
+	}
+	if err := w.Delete(first); err == nil {
+		t.Error("a content is deleted twice")
+	}
+	r, err := w.Open(second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if data, err := io.ReadAll(r); err != nil || string(data) != "second" {
+		t.Errorf("content %q, %v", data, err)
+	}
+}
+
+func TestWriterFails(t *testing.T) {
+	failure := errors.New("no more")
+	tr := newTestTree()
+	data := text(1, 100_000)
+	n := tr.file("dir/file", data)
+	write := func(ctx context.Context, spool erofs.Spool, out io.WriterAt) error {
+		w, err := erofs.NewWriter(spool, erofs.Options{Compress: true, PclusterBytes: 4096})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n.Ref, err = w.Put(bytes.NewReader(data), n.Size); err != nil {
+			return err
+		}
+		_, err = w.Write(ctx, out, tr.root, testIdentity)
+		return err
+	}
+	if err := write(context.Background(), &failingFile{from: 50_000, err: failure}, &memory{}); !errors.Is(err, failure) {
+		t.Errorf("full spool: error %v", err)
+	}
+	if err := write(context.Background(), &forgetful{err: failure}, &memory{}); !errors.Is(err, failure) || !strings.Contains(err.Error(), "/dir/file") {
+		t.Errorf("broken spool: error %v", err)
+	}
+	for from := int64(0); from < 60_000; from += 4096 {
+		if err := write(context.Background(), &memory{}, &failingFile{from: from, err: failure}); !errors.Is(err, failure) {
+			t.Errorf("output full at %d: error %v", from, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := write(ctx, &memory{}, &memory{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: error %v", err)
 	}
 }

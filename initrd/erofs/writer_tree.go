@@ -3,9 +3,11 @@ package erofs
 import (
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math"
 	"slices"
+	"sort"
 	"strings"
 )
 
@@ -29,6 +31,8 @@ type Node struct {
 // contents are encoded.
 type plan struct {
 	root     *planInode
+	packed   *planInode   // the hidden file of fragments, if there are any
+	shared   bool         // several inodes have the same content
 	inodes   []*planInode // a directory before what it holds, by name
 	contents []*planData  // in the order of the inodes
 	xattrs   sharedXattrs
@@ -60,22 +64,24 @@ type planEntry struct {
 
 // planData is a content that will be written, of one inode or of several.
 type planData struct {
-	content
-	path string
-	room int // a tail of so many bytes fits behind each of the inodes
+	source io.ReaderAt
+	size   int64
+	path   string
+	room   int  // a tail of so many bytes fits behind each of the inodes
+	packed bool // the content of the hidden file
 	stored
 }
 
 // headSize is the size of the inode with its extended attributes.
-func (n *planInode) headSize() int {
-	if n.extended {
-		return inodeExtendedSize + len(n.xattrs)
+func (in *planInode) headSize() int {
+	if in.extended {
+		return inodeExtendedSize + len(in.xattrs)
 	}
-	return inodeCompactSize + len(n.xattrs)
+	return inodeCompactSize + len(in.xattrs)
 }
 
 // room is how many bytes can lie behind the inode, in the same block.
-func (n *planInode) room() int { return max(0, blockSize-n.headSize()) }
+func (in *planInode) room() int { return max(0, blockSize-in.headSize()) }
 
 type planner struct {
 	w     *Writer
@@ -83,13 +89,22 @@ type planner struct {
 	plan  *plan
 	seen  map[*Node]*planInode
 	datas map[int64]*planData
+	equal map[contentKey][]*planData
+	pack  packedReader
+}
+
+// contentKey is the same for equal contents.
+type contentKey struct {
+	size int64
+	hash uint64
 }
 
 func (w *Writer) plan(root *Node, id Identity) (*plan, error) {
 	if root.Mode&modeType != modeDir {
 		return nil, errors.New("the root is not a directory")
 	}
-	p := &planner{w: w, id: id, plan: &plan{}, seen: make(map[*Node]*planInode), datas: make(map[int64]*planData)}
+	p := &planner{w: w, id: id, plan: &plan{}, seen: make(map[*Node]*planInode),
+		datas: make(map[int64]*planData), equal: make(map[contentKey][]*planData)}
 	r, err := p.inode("/", root, nil)
 	if err != nil {
 		return nil, err
@@ -102,7 +117,22 @@ func (w *Writer) plan(root *Node, id Identity) (*plan, error) {
 			return nil, fmt.Errorf("%s: %w", n.path, err)
 		}
 	}
+	p.addPacked()
 	return p.plan, nil
+}
+
+// addPacked adds the hidden file.
+func (p *planner) addPacked() {
+	if p.pack.size() == 0 {
+		return
+	}
+	d := &planData{source: &p.pack, size: p.pack.size(), path: "packed contents", packed: true}
+	in := &planInode{node: &Node{Mode: modeReg, MTime: p.id.BuildTime, MTimeNsec: p.id.BuildTimeNsec}, path: d.path,
+		nlink: 1, size: d.size, extended: d.size > math.MaxUint32, data: d}
+	d.room = in.room()
+	p.plan.packed = in
+	p.plan.inodes = append(p.plan.inodes, in)
+	p.plan.contents = append(p.plan.contents, d)
 }
 
 // inode adds a node and what is below it.
@@ -209,15 +239,87 @@ func (p *planner) finish(in *planInode) error {
 	if c.size != n.Size {
 		return fmt.Errorf("size %d, but its content has %d bytes", n.Size, c.size)
 	}
-	d := p.datas[n.Ref]
-	if d == nil {
-		d = &planData{content: *c, path: in.path, room: in.room()}
-		p.datas[n.Ref] = d
-		p.plan.contents = append(p.plan.contents, d)
+	if in.data, err = p.data(n.Ref, c, in.path); err != nil {
+		return err
 	}
-	d.room = min(d.room, in.room())
-	in.data = d
+	in.data.room = min(in.data.room, in.room())
 	return nil
+}
+
+// data finds or adds a content.
+func (p *planner) data(ref int64, c *content, path string) (*planData, error) {
+	if d := p.datas[ref]; d != nil {
+		return d, nil
+	}
+	d := &planData{source: io.NewSectionReader(p.w.spool, c.offset, c.size), size: c.size, path: path, room: blockSize}
+	p.datas[ref] = d
+	if p.w.options.Dedupe {
+		key := contentKey{c.size, c.hash}
+		for _, other := range p.equal[key] {
+			if same, err := equalContents(d, other); err != nil {
+				return nil, err
+			} else if same {
+				p.datas[ref], p.plan.shared = other, true
+				return other, nil
+			}
+		}
+		p.equal[key] = append(p.equal[key], d)
+	}
+	if c.size <= p.w.options.PackBytes {
+		d.layout, d.start = LayoutCompressedFull, uint64(p.pack.size())
+		p.pack.add(d)
+		return d, nil
+	}
+	p.plan.contents = append(p.plan.contents, d)
+	return d, nil
+}
+
+// equalContents compares two contents of the same size.
+func equalContents(a, b *planData) (bool, error) {
+	var bufs [2][16 << 10]byte
+	for at := int64(0); at < a.size; at += int64(len(bufs[0])) {
+		n := min(a.size-at, int64(len(bufs[0])))
+		for i, d := range []*planData{a, b} {
+			if err := readAt(d.source, bufs[i][:n], at); err != nil {
+				return false, fmt.Errorf("read spooled content of %s: %w", d.path, err)
+			}
+		}
+		if bufs[0] != bufs[1] {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// packedReader reads contents one behind the other.
+type packedReader struct{ contents []*planData }
+
+func (r *packedReader) size() int64 {
+	if len(r.contents) == 0 {
+		return 0
+	}
+	last := r.contents[len(r.contents)-1]
+	return int64(last.start) + last.size
+}
+
+func (r *packedReader) add(d *planData) { r.contents = append(r.contents, d) }
+
+// ReadAt reads from the contents of which a part lies in p.
+func (r *packedReader) ReadAt(p []byte, off int64) (n int, err error) {
+	i := sort.Search(len(r.contents), func(i int) bool { return int64(r.contents[i].start)+r.contents[i].size > off })
+	for ; n < len(p); i++ {
+		if i == len(r.contents) {
+			return n, io.EOF
+		}
+		d := r.contents[i]
+		at := off + int64(n) - int64(d.start)
+		part := p[n:min(int64(len(p)), int64(n)+d.size-at)]
+		if err := readAt(d.source, part, at); err != nil {
+			return n, fmt.Errorf("%s: %w", d.path, err)
+		}
+		n += len(part)
+	}
+	return n, nil
 }
 
 // dirBlocks cuts entries into directory blocks: all of a block's entries, then
