@@ -347,8 +347,57 @@ func (c *checker) extent(ino *Inode, e *fileExtent, use rangeUse) error {
 		return c.fs.readExtent(ino, e, c.buf[:min(e.length, c.fs.blockSize())], 0)
 	}
 	c.report.Pclusters++
-	_, err := c.fs.decodeExtent(e)
-	return err
+	if _, err := c.fs.decodeExtent(e); err != nil || !c.fs.wholeBlock(e) {
+		return err
+	}
+	block, err := c.fs.pcluster(e)
+	if err == nil {
+		err = checkBlockEnd(block, int(e.length))
+	}
+	if err != nil {
+		return fmt.Errorf("pcluster of %d bytes at offset %d: %w", e.size, e.pos, err)
+	}
+	return nil
+}
+
+// The kernel's decoder writes ahead, so it relies on how a block ends;
+// LZ4_decompress_generic in lib/lz4/lz4_decompress.c.
+const (
+	lz4LastLiterals = 5  // bytes at the end that are literals
+	lz4MatchLimit   = 12 // bytes before the end where matches no longer begin
+	lz4LastInput    = 8  // bytes of the block that follow the literals before a match
+)
+
+// checkBlockEnd checks the rules for the end of an LZ4 block that is known to
+// decode to length bytes.
+func checkBlockEnd(block []byte, length int) error {
+	in, out := 0, 0
+	number := func(nibble byte) int {
+		n := int(nibble)
+		for more := nibble == 15; more; in++ {
+			n += int(block[in])
+			more = block[in] == 255
+		}
+		return n
+	}
+	for {
+		token := block[in]
+		in++
+		literals := number(token >> 4)
+		in += literals
+		out += literals
+		if in == len(block) {
+			return nil
+		}
+		if out > length-lz4MatchLimit || in > len(block)-lz4LastInput {
+			return corruptf("an LZ4 match at byte %d of %d", out, length)
+		}
+		in += 2
+		out += 4 + number(token&15)
+		if out > length-lz4LastLiterals {
+			return corruptf("an LZ4 match up to byte %d of %d", out, length)
+		}
+	}
 }
 
 // indexes checks that the distances in the indexes of logical clusters agree

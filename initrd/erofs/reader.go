@@ -219,7 +219,11 @@ func (f *FS) readDevices(sb *diskSuper, blobs []io.ReaderAt) error {
 			d.blocks |= uint64(slot.BlocksHi) << 32
 		}
 		if i < len(blobs) {
-			d.space = &space{r: blobs[i], size: int64(d.blocks << f.Super.BlkSzBits), name: fmt.Sprintf("extra device %d", i+1)}
+			size := int64(d.blocks << f.Super.BlkSzBits)
+			if size <= 0 {
+				size = math.MaxInt64 // not said, as mkfs.erofs 1.5 does it
+			}
+			d.space = &space{r: blobs[i], size: size, name: fmt.Sprintf("extra device %d", i+1)}
 		}
 		f.devices = append(f.devices, d)
 	}

@@ -273,32 +273,13 @@ func (f *FS) decodeExtent(e *fileExtent) ([]byte, error) {
 	if data, ok := f.decoded.get(key); ok {
 		return data, nil
 	}
-	if e.size > maxPclusterSize || e.length > maxPclusterDecoded || e.length > e.size*lz4MaxRatio {
-		return nil, corruptf("pcluster of %d bytes at offset %d for %d bytes", e.size, e.pos, e.length)
-	}
-	if err := e.space.check(e.pos, e.size); err != nil {
+	src, err := f.pcluster(e)
+	if err != nil {
 		return nil, err
-	}
-	src := make([]byte, e.size)
-	if err := e.space.readAt(src, e.pos); err != nil {
-		return nil, err
-	}
-	padded := f.has(FeatureIncompatZeroPadding)
-	if padded {
-		// The block ends with the pcluster; no LZ4 block begins with a zero.
-		n := 0
-		for n < len(src) && src[n] == 0 {
-			n++
-		}
-		if n == len(src) {
-			return nil, corruptf("pcluster of %d bytes at offset %d has only zeros", e.size, e.pos)
-		}
-		src = src[n:]
 	}
 	// One byte more tells a block that decodes to more than its extent.
-	whole := padded && !e.partial
 	dst := make([]byte, e.length, e.length+1)
-	if whole {
+	if f.wholeBlock(e) {
 		dst = dst[:e.length+1]
 	}
 	n, err := lz4hc.Decode(dst, src)
@@ -315,6 +296,37 @@ func (f *FS) decodeExtent(e *fileExtent) ([]byte, error) {
 	dst = dst[:n]
 	f.decoded.put(key, dst)
 	return dst, nil
+}
+
+// wholeBlock reports whether an extent is all that its LZ4 block decodes to, and
+// the block all that is in the pcluster.
+func (f *FS) wholeBlock(e *fileExtent) bool { return f.has(FeatureIncompatZeroPadding) && !e.partial }
+
+// pcluster reads the LZ4 block of an extent.
+func (f *FS) pcluster(e *fileExtent) ([]byte, error) {
+	if e.size > maxPclusterSize || e.length > maxPclusterDecoded || e.length > e.size*lz4MaxRatio {
+		return nil, corruptf("pcluster of %d bytes at offset %d for %d bytes", e.size, e.pos, e.length)
+	}
+	if err := e.space.check(e.pos, e.size); err != nil {
+		return nil, err
+	}
+	src := make([]byte, e.size)
+	if err := e.space.readAt(src, e.pos); err != nil {
+		return nil, err
+	}
+	if !f.has(FeatureIncompatZeroPadding) {
+		return src, nil
+	}
+	// The block ends with the pcluster and no LZ4 block begins with a zero. There
+	// is less padding than a block of the image; z_erofs_fixup_insize in
+	// fs/erofs/decompressor.c.
+	bs := f.blockSize()
+	for n, b := range src[:min(e.size, bs-e.pos%bs)] {
+		if b != 0 {
+			return src[n:], nil
+		}
+	}
+	return nil, corruptf("pcluster of %d bytes at offset %d begins with zeros only", e.size, e.pos)
 }
 
 // decodedCache keeps what was decoded last, so that small reads do not decode a

@@ -489,3 +489,70 @@ func TestFS(t *testing.T) {
 		t.Errorf("ReadLink of a file = %v", err)
 	}
 }
+
+// Data in an extra device is read from there, and missed when it is not given.
+func TestBlobs(t *testing.T) {
+	src := t.TempDir()
+	makeTree(t, src)
+	for _, u := range allUtils(t) {
+		t.Run(u.version, func(t *testing.T) {
+			dir := t.TempDir()
+			img, blob := filepath.Join(dir, "img"), filepath.Join(dir, "blob")
+			if err := os.WriteFile(blob, nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			u.make(t, img, src, "--chunksize=8192", "--blobdev="+blob)
+			f, b := open(t, img), open(t, blob)
+			if fileSize(t, b) < 1<<20 {
+				t.Fatalf("the blob has %d bytes", fileSize(t, b))
+			}
+			image, err := erofs.Open(f, fileSize(t, f), b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			compareTree(t, image, src, compareOptions{xattrs: true, mtimes: true})
+			if err := erofs.Check(f, fileSize(t, f), b).Err(); err != nil {
+				t.Error(err)
+			}
+			alone, err := erofs.Open(f, fileSize(t, f))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := fs.ReadFile(alone, "mixed"); err == nil || !strings.Contains(err.Error(), "extra device 1, which was not given") {
+				t.Errorf("without the blob: %v", err)
+			}
+			if _, err := erofs.Open(f, fileSize(t, f), b, b); err == nil {
+				t.Error("two blobs were accepted, the image has one")
+			}
+			if err := erofs.Check(f, fileSize(t, f), bytes.NewReader(make([]byte, 4096))).Err(); !errors.Is(err, io.ErrUnexpectedEOF) {
+				t.Errorf("with a short blob: %v", err)
+			}
+		})
+	}
+}
+
+// An FS may be used by several goroutines.
+func TestConcurrent(t *testing.T) {
+	for _, b := range fuzzSeeds(t) {
+		image, err := erofs.Open(bytes.NewReader(b), int64(len(b)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ino, err := image.Inode("d/b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		results := make(chan error)
+		for range 4 {
+			go func() {
+				_, err := io.Copy(io.Discard, io.NewSectionReader(ino, 0, ino.Size))
+				results <- errors.Join(err, readAll(image))
+			}()
+		}
+		for range 4 {
+			if err := <-results; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
