@@ -47,7 +47,7 @@ func NewEncoder(level Level) *Encoder {
 	case Default:
 		f.depth, f.pace, f.enough = 48, 16, 128
 	default:
-		f.depth, f.pace, f.enough = 1000, 40, 4096
+		f.depth, f.pace, f.enough = 1000, 64, MaxInput
 	}
 	return e
 }
@@ -81,7 +81,7 @@ func grown[T any](s []T, n int) []T {
 // the caller stores as much as it likes as it is and goes on behind it. Starts
 // that rise cost least.
 func (e *Encoder) Encode(dst []byte, start int) (in, out int) {
-	if e.plain.covers(start, len(dst)) || e.probe.hopeless(e.src, start) {
+	if e.plain.covers(start, len(dst)) || e.probe.hopeless(e.src, start, len(dst)) {
 		return 0, 0
 	}
 	block := e.src[start:]

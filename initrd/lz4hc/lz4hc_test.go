@@ -115,7 +115,7 @@ func rules(block []byte, size int) error {
 func split(t testing.TB, e *Encoder, src []byte, size int) (blocks [][]byte, total int) {
 	t.Helper()
 	e.Reset(src)
-	back := make([]byte, MaxInput)
+	back := make([]byte, min(MaxInput, len(src)+64)) // a decoder may want to write ahead
 	for p := 0; p < len(src); {
 		dst := bytes.Repeat([]byte{0xA5}, size+1)
 		in, out := e.Encode(dst[:size], p)
@@ -443,15 +443,14 @@ func TestLZ4Command(t *testing.T) {
 }
 
 func FuzzEncode(f *testing.F) {
-	f.Add([]byte("abcabcabcabcabcabcabcabc"), uint16(20), uint16(0))
-	f.Add(program(3000, 1), uint16(700), uint16(10))
-	f.Add(slices.Concat(random(300, 1), make([]byte, 600), random(300, 1)), uint16(400), uint16(3))
+	f.Add([]byte("abcabcabcabcabcabcabcabc"), uint16(20), byte(0), byte(0))
+	f.Add(program(3000, 1), uint16(700), byte(10), byte(1))
+	f.Add(slices.Concat(random(300, 1), make([]byte, 600), random(300, 1)), uint16(400), byte(3), byte(2))
 	encoders := []*Encoder{NewEncoder(Fast), NewEncoder(Default), NewEncoder(Max)}
-	f.Fuzz(func(t *testing.T, data []byte, size, repeat uint16) {
-		data = bytes.Repeat(data, 1+int(repeat)%64)
-		for _, e := range encoders {
-			split(t, e, data, 1+int(size))
-		}
+	f.Fuzz(func(t *testing.T, data []byte, size uint16, repeat, level byte) {
+		data = bytes.Repeat(data, 1+int(repeat)%8)
+		// a few blocks, as each costs some time whatever its size
+		split(t, encoders[int(level)%len(encoders)], data, max(1+int(size), len(data)/16))
 	})
 }
 

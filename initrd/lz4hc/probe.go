@@ -27,29 +27,35 @@ type cell struct {
 	repeats int32 // samples that are repetitions or are repeated
 }
 
+func (c cell) random() bool { return c.samples >= fewSamples && c.repeats <= fewRepeats }
+
 func (p *probe) reset(origin int) {
 	p.origin, p.next = origin, origin
 	p.cells = p.cells[:0]
 	clear(p.last[:])
 }
 
-// hopeless says that no match helps the bytes at start: they neither repeat nor
-// are repeated by what follows.
-func (p *probe) hopeless(src []byte, start int) bool {
-	if len(src)-start < 2*cellSize {
+// hopeless says that no block of the size that begins at start pays: what it
+// holds neither repeats nor is repeated by what follows. Of larger blocks only
+// the first windowSize bytes count.
+func (p *probe) hopeless(src []byte, start, size int) bool {
+	if len(src)-start < cellSize+minMatch {
 		return false // costs little to try
 	}
 	if start < p.origin || start > p.next {
 		p.reset(start)
 	}
+	size = min(max(size, cellSize), windowSize)
 	first := (start - p.origin) / cellSize
-	behind := (start - p.origin + cellSize - 1 + cellSize) / cellSize
-	for _, ahead := range [...]int{0, windowSize} {
-		p.look(src, p.origin+behind*cellSize+ahead)
-		for _, c := range p.cells[first:behind] {
-			if c.samples < fewSamples || c.repeats > fewRepeats {
-				return false
-			}
+	behind := (start - p.origin + size + cellSize - 1) / cellSize
+	behind = min(behind, (len(src)-minMatch+1-p.origin)/cellSize) // whole cells
+	if behind == first {
+		return false
+	}
+	for k := first; k < behind; k++ {
+		p.look(src, p.origin+(k+1)*cellSize)
+		if !p.cells[k].random() {
+			return false
 		}
 	}
 	return true
