@@ -26,7 +26,7 @@ func (p Problem) Unwrap() error { return p.Err }
 // Report is what Check found.
 type Report struct {
 	Inodes     int   // different ones
-	Bytes      int64 // of the content of files, directories and links
+	Bytes      int64 // of the content of all of them, the packed inode included
 	Pclusters  int   // compressed ones that were decoded
 	Problems   []Problem
 	Incomplete bool // there were more problems than maxProblems
