@@ -220,6 +220,7 @@ type pieceEncoder struct {
 	options Options
 	lz4     *lz4hc.Encoder
 	block   []byte
+	spare   []byte // for another form of the same block
 }
 
 func newPieceEncoder(o Options) *pieceEncoder {
@@ -227,6 +228,7 @@ func newPieceEncoder(o Options) *pieceEncoder {
 	if o.Compress {
 		e.lz4 = lz4hc.NewEncoder(o.Level)
 		e.block = make([]byte, o.PclusterBytes)
+		e.spare = make([]byte, o.PclusterBytes)
 	}
 	return e
 }
@@ -253,8 +255,9 @@ func (e *pieceEncoder) encode(j *job) {
 			}
 			// Full clusters, and what remains is inlined.
 			if k := size >> blockBits; k > 0 && k < blocks {
-				if m, s := e.lz4.Encode(e.block[:k<<blockBits], pos); m > k<<blockBits {
+				if m, s := e.lz4.Shorter(e.spare[:k<<blockBits], pos); m > k<<blockBits {
 					n, size, blocks = m, s, k
+					e.block, e.spare = e.spare, e.block
 				}
 			}
 		}
