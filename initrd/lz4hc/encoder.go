@@ -18,6 +18,7 @@ type Encoder struct {
 	cost []int32 // size, less the token after it
 	run  []int32 // begin of the literals it ends with
 	from []int32 // begin of the cheapest match that ends here, -1 if there is none
+	tail int32   // begin of the block's last match, which may be another one
 	// Of the positions in the block:
 	length []int32
 	offset []uint16
@@ -165,7 +166,7 @@ func (e *Encoder) end(last, capacity int32) (end, lit, size int32) {
 }
 
 // close gives the size of a block for the prefix p and the begin of its last
-// literals.
+// literals, and sets tail.
 func (e *Encoder) close(p, capacity int32) (size, lit int32) {
 	size = 1 + literalPrice(p) // without any match
 	if p < matchLimit {
@@ -175,6 +176,7 @@ func (e *Encoder) close(p, capacity int32) (size, lit int32) {
 	j := p - (matchLimit - minMatch)
 	lit = e.run[j]
 	if lit > 0 {
+		e.tail = e.from[lit]
 		size = e.cost[lit] + 1 + literalPrice(p-lit)
 	}
 	// Only those that begin early enough may end later.
@@ -191,8 +193,7 @@ func (e *Encoder) close(p, capacity int32) (size, lit int32) {
 			continue
 		}
 		if s := e.cost[a] + matchPrice(j-a) + base; s < size {
-			size, lit = s, j
-			e.from[j] = a
+			size, lit, e.tail = s, j, a
 		}
 	}
 	return size, lit
@@ -217,8 +218,7 @@ func (e *Encoder) reach(end, latest int32) int32 {
 func (e *Encoder) write(dst, block []byte, end, lit int32) int {
 	list := e.sequences[:0]
 	list = append(list, sequence{literals: end - lit})
-	for at := lit; at > 0; {
-		a := e.from[at]
+	for at, a := lit, e.tail; at > 0; a = e.from[at] {
 		at = e.run[a]
 		list = append(list, sequence{a - at, lit - a, int32(e.offset[a])})
 		lit = at
