@@ -13,6 +13,7 @@ import (
 
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/vmtest"
+	"initoverlayfs/vmtest/disk"
 	"initoverlayfs/vmtest/fixtures"
 )
 
@@ -112,19 +113,18 @@ type machine struct {
 // describes each page of it, 4096 bytes, in 64 bytes of other memory.
 func (m machine) regionKB() int64 { return m.pmemMiB << 20 / 4096 * 64 >> 10 }
 
-// plain boots the unchanged initramfs, with an idle disk in place of a boot disk.
+// plain boots the unchanged initramfs, with an idle disk in place of a boot
+// disk: one with a partition and a filesystem, which cost memory by being there.
 func (m machine) plain(t *testing.T, kernel fixtures.Kernel, initramfs string) document {
 	t.Helper()
 	args := []string{"--backend", "plain", "--initramfs", initramfs, "--rootdisk", fixtures.Path(t, rootDisk)}
 	if m.bootDisk {
-		disk := filepath.Join(t.TempDir(), "idle.img")
-		if err := os.WriteFile(disk, nil, 0o600); err != nil {
+		idle := filepath.Join(t.TempDir(), "idle.img")
+		_, err := disk.Create(idle, disk.Spec{Partitions: []disk.Partition{{Label: "idle", FS: "ext4", Size: 64 << 20}}})
+		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Truncate(disk, 64<<20); err != nil {
-			t.Fatal(err)
-		}
-		args = append(args, "--bootdisk", disk)
+		args = append(args, "--bootdisk", idle)
 	}
 	if m.pmemMiB > 0 {
 		args = append(args, "--memory", strconv.FormatInt(1024+m.pmemMiB, 10), "--append", fmt.Sprintf("memmap=%dM!512M", m.pmemMiB))
