@@ -20,11 +20,10 @@ const (
 var lz4MaxPacked = uint32(lz4.CompressBlockBound(lz4BlockBytes))
 
 type lz4Reader struct {
-	src    source
-	packed bytes.Buffer
-	block  []byte // lz4BlockBytes long once there is a block
-	out    []byte // unread part of block
-	err    error
+	src         source
+	packed      bytes.Buffer
+	block       []byte // lz4BlockBytes long once there is a block
+	blockOutput        // out is the unread part of block
 }
 
 func newLZ4Reader(s source) (*lz4Reader, error) {
@@ -38,17 +37,7 @@ func newLZ4Reader(s source) (*lz4Reader, error) {
 	return &lz4Reader{src: s}, nil
 }
 
-func (r *lz4Reader) Read(p []byte) (int, error) {
-	for len(r.out) == 0 && r.err == nil {
-		r.err = r.next()
-	}
-	n := copy(p, r.out)
-	r.out = r.out[n:]
-	if n > 0 {
-		return n, nil
-	}
-	return 0, r.err
-}
+func (r *lz4Reader) Read(p []byte) (int, error) { return r.read(p, r.next) }
 
 // next unpacks one block, or passes a repeated magic. The format has no end
 // mark: the segment is over at the end of the input, at a zero word, and at a

@@ -29,12 +29,11 @@ const (
 )
 
 type lzoReader struct {
-	src    source
-	flags  uint32
-	packed bytes.Buffer
-	block  []byte
-	out    []byte // unread part of block
-	err    error
+	src         source
+	flags       uint32
+	packed      bytes.Buffer
+	block       []byte
+	blockOutput // out is the unread part of block
 }
 
 func newLZOReader(s source) (*lzoReader, error) {
@@ -112,17 +111,7 @@ func (r *lzoReader) word() (uint32, error) {
 	return binary.BigEndian.Uint32(b[:]), unexpected(err)
 }
 
-func (r *lzoReader) Read(p []byte) (int, error) {
-	for len(r.out) == 0 && r.err == nil {
-		r.err = r.next()
-	}
-	n := copy(p, r.out)
-	r.out = r.out[n:]
-	if n > 0 {
-		return n, nil
-	}
-	return 0, r.err
-}
+func (r *lzoReader) Read(p []byte) (int, error) { return r.read(p, r.next) }
 
 // next unpacks one block: unpacked size, packed size, checksums, data. An
 // unpacked size of 0 ends the segment; equal sizes mean stored data, which has
