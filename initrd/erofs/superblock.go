@@ -178,12 +178,17 @@ func (s *Superblock) verifyChecksum(r io.ReaderAt) error {
 		return fmt.Errorf("read first EROFS block, %d bytes at offset %d: %w", n, SuperOffset, err)
 	}
 	clear(block[4:8]) // the checksum itself counts as zero
-	// The kernel's crc32c has no final inversion.
-	if got := ^crc32.Checksum(block, crc32.MakeTable(crc32.Castagnoli)); got != s.Checksum {
+	if got := superblockChecksum(block); got != s.Checksum {
 		return fmt.Errorf("EROFS superblock: checksum %#08x at offset %d, but the first block has %#08x",
 			s.Checksum, SuperOffset+4, got)
 	}
 	return nil
+}
+
+// superblockChecksum is that of the first block from SuperOffset on, in which
+// the checksum itself counts as zero. The kernel's crc32c has no final inversion.
+func superblockChecksum(block []byte) uint32 {
+	return ^crc32.Checksum(block, crc32.MakeTable(crc32.Castagnoli))
 }
 
 func volumeName(b []byte) string {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 	"slices"
 )
 
@@ -247,7 +246,6 @@ func (im *image) writeSuperblock(p *plan) error {
 		b = append(b, config...)
 	}
 	b = append(b, make([]byte, blockSize-len(b))...)
-	sum := ^crc32.Checksum(b[SuperOffset:], crc32.MakeTable(crc32.Castagnoli))
-	binary.LittleEndian.PutUint32(b[SuperOffset+4:], sum)
+	binary.LittleEndian.PutUint32(b[SuperOffset+4:], superblockChecksum(b[SuperOffset:]))
 	return im.write(b, 0)
 }
