@@ -19,18 +19,10 @@ type device struct {
 
 func (d *device) path() string { return "/dev/" + strings.ReplaceAll(d.name, "!", "/") }
 
-// deviceTable remembers the devices between two events.
-type deviceTable struct {
-	known map[string]*device
-}
-
 const classBlock = "/sys/class/block"
 
 // scan gives the block devices that have a size, the hinted one first.
 func (b *boot) scan() []*device {
-	if b.devices.known == nil {
-		b.devices.known = make(map[string]*device)
-	}
 	names, err := b.sys.ReadDir(classBlock)
 	if err != nil {
 		return nil // sysfs has no such class before the first device
@@ -41,7 +33,7 @@ func (b *boot) scan() []*device {
 		if ignoredDevice(name) {
 			continue
 		}
-		d := b.devices.known[name]
+		d := b.devices[name]
 		if d == nil {
 			size, err := b.sys.ReadFile(classBlock + "/" + name + "/size")
 			if err != nil || strings.TrimSpace(size) == "0" {
@@ -56,7 +48,7 @@ func (b *boot) scan() []*device {
 			list[0] = d
 		}
 	}
-	b.devices.known = present
+	b.devices = present
 	return list
 }
 
@@ -65,12 +57,12 @@ func (b *boot) scan() []*device {
 func (b *boot) noteEvent(event Uevent) {
 	switch {
 	case event == Uevent{}:
-		b.devices.known = nil
+		b.devices = nil
 		b.lookForDevices()
 	case event.Modalias != "":
 		b.deviceAppeared(event.Modalias)
 	case event.Block != "":
-		delete(b.devices.known, event.Block)
+		delete(b.devices, event.Block)
 	}
 }
 
@@ -186,12 +178,12 @@ func (b *boot) scanSCSI() {
 		return
 	}
 	host, rest, _ := strings.Cut(b.conf.SCSIAddr, ":")
-	path := "/sys/class/scsi_host/host" + host + "/scan"
-	if _, err := b.sys.ReadDir("/sys/class/scsi_host/host" + host); err != nil {
+	dir := "/sys/class/scsi_host/host" + host
+	if _, err := b.sys.ReadDir(dir); err != nil {
 		return
 	}
 	b.scsiScanned = true
-	if err := b.sys.WriteFile(path, strings.ReplaceAll(rest, ":", " ")); err != nil {
+	if err := b.sys.WriteFile(dir+"/scan", strings.ReplaceAll(rest, ":", " ")); err != nil {
 		b.log(levelError, "scan SCSI address "+b.conf.SCSIAddr+": "+err.Error())
 	}
 }

@@ -29,7 +29,7 @@ type boot struct {
 	conf    bootconf.Config
 	cmdline string
 	modules moduleSet
-	devices deviceTable
+	devices map[string]*device // by name in sysfs, as the last scan found them
 	record  bootconf.Record
 
 	scsiScanned   bool
