@@ -20,6 +20,7 @@ import (
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/compress"
 	"initoverlayfs/initrd/cpio"
+	"initoverlayfs/initrd/erofs"
 )
 
 // Options are what a build is made from.
@@ -41,7 +42,9 @@ type Options struct {
 	Config bootconf.Config
 
 	Producer Producer
-	Image    ImageOptions
+	// Image says how the image is laid out; a Kernel of zero is that of
+	// KernelVersion.
+	Image ImageOptions
 	// Reuse is a directory with an earlier build for this kernel, whose image is
 	// copied if this build would make the same one; empty: none.
 	Reuse string
@@ -78,6 +81,13 @@ func Build(ctx context.Context, o Options) (*bootconf.Manifest, error) {
 	}
 	if o.KernelVersion == "" || strings.ContainsAny(o.KernelVersion, "/\x00") || strings.HasPrefix(o.KernelVersion, ".") {
 		return nil, fmt.Errorf("bad kernel version %q", o.KernelVersion)
+	}
+	if o.Image.Kernel == (erofs.KernelVersion{}) {
+		var err error
+		if o.Image.Kernel, err = erofs.ParseKernelVersion(o.KernelVersion); err != nil {
+			o.Image.Kernel = BaselineKernel
+			o.Warn(fmt.Sprintf("%v; the image is made for Linux %v", err, BaselineKernel))
+		}
 	}
 	program, err := FindStorageInit(o.StorageInit, o.Arch)
 	if err != nil {

@@ -63,7 +63,7 @@ func buildOptions(t *testing.T, kernel kmodtest.Kernel, source string, settings 
 		OutputDir:     filepath.Join(t.TempDir(), "out"),
 		StorageInit:   program(t, elf.EM_X86_64, false),
 		Config:        bootconf.Default(),
-		Producer:      mkfsErofs{},
+		Producer:      native{},
 		Image:         testLayouts()["lz4"],
 		Compress:      compress.Zstd,
 		Storage:       []string{"virtio"},
@@ -129,7 +129,6 @@ func readOutput(t *testing.T, dir string) map[string][]byte {
 }
 
 func TestBuild(t *testing.T) {
-	skipWithoutMkfs(t)
 	source := sourceArchive(t)
 	o := buildOptions(t, oldKernel(), source, "backend auto:loop,ram", "bootfs LABEL=boot", "timeout 7")
 	m, err := Build(context.Background(), o)
@@ -207,7 +206,6 @@ func fileDigest(t *testing.T, path string) string {
 }
 
 func TestBuildEmbedded(t *testing.T) {
-	skipWithoutMkfs(t)
 	o := buildOptions(t, oldKernel(), sourceArchive(t), "backend embedded")
 	m, err := Build(context.Background(), o)
 	if err != nil {
@@ -235,7 +233,6 @@ func TestBuildEmbedded(t *testing.T) {
 }
 
 func TestBuildAuto(t *testing.T) {
-	skipWithoutMkfs(t)
 	tests := []struct {
 		name   string
 		kernel kmodtest.Kernel
@@ -268,7 +265,6 @@ func TestBuildAuto(t *testing.T) {
 }
 
 func TestBuildWarnsOfUnknownTree(t *testing.T) {
-	skipWithoutMkfs(t)
 	a := newArchive(t)
 	generators["unknown"].make(a)
 	a.file("missing/parent", "dropped")
@@ -288,7 +284,6 @@ func TestBuildWarnsOfUnknownTree(t *testing.T) {
 }
 
 func TestBuildFails(t *testing.T) {
-	skipWithoutMkfs(t)
 	source := sourceArchive(t)
 	tests := []struct {
 		name     string

@@ -76,17 +76,12 @@ type fullTree struct {
 	*cpio.Tree
 	contents *digestStore
 	writer   ImageWriter
-	identity string // of the producer and its options
 	sha256   string // of the archive
 }
 
 // readTree reads a source once, from its beginning to its end.
 func readTree(ctx context.Context, src Source, p Producer, o ImageOptions) (_ *fullTree, err error) {
-	version, err := p.Version(ctx)
-	if err != nil {
-		return nil, err
-	}
-	w, err := p.Begin(o)
+	w, err := p.Begin(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +93,6 @@ func readTree(ctx context.Context, src Source, p Producer, o ImageOptions) (_ *f
 	t := &fullTree{
 		contents: &digestStore{ctx: ctx, Store: w, sums: make(map[int64][sha256.Size]byte)},
 		writer:   w,
-		identity: fmt.Sprintf("%s %s %d", version, o.Compress, o.PclusterBytes),
 	}
 	if src.Dir != "" {
 		t.Tree, err = readDir(src.Dir, t.contents)
@@ -173,7 +167,7 @@ func InspectImage(f *os.File) (Image, error) {
 // epoch if that is later, so that no file's time has to be clamped to it.
 func (t *fullTree) imageUUID(epoch int64) (bootconf.UUID, int64) {
 	h := sha256.New()
-	fmt.Fprintf(h, "initoverlayfs image 1\n%s\n", t.identity)
+	fmt.Fprintf(h, "initoverlayfs image 1\n%s\n", t.writer.Identity())
 	newest := epoch
 	first := make(map[*cpio.Node]string)
 	_ = t.Walk(func(path string, n *cpio.Node) error {

@@ -17,6 +17,7 @@ import (
 
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/cpio"
+	"initoverlayfs/initrd/erofs"
 )
 
 // archive writes newc archives for tests.
@@ -283,12 +284,14 @@ func TestImageOfDirectory(t *testing.T) {
 	if got := want["."].NLink; got != 3 {
 		t.Errorf("the root has %d links, want 3", got)
 	}
-	out := filepath.Join(t.TempDir(), "image")
-	if _, err := CreateImage(context.Background(), Source{Dir: dir}, out, mkfsErofs{}, testLayouts()["lz4"], 0); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(want, entriesOfImage(t, out)); diff != "" {
-		t.Errorf("image (-directory +image):\n%s", diff)
+	for name, p := range map[string]Producer{"native": native{}, "mkfs.erofs": mkfsErofs{}} {
+		out := filepath.Join(t.TempDir(), "image")
+		if _, err := CreateImage(context.Background(), Source{Dir: dir}, out, p, testLayouts()["lz4"], 0); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if diff := cmp.Diff(want, entriesOfImage(t, out)); diff != "" {
+			t.Errorf("%s: image (-directory +image):\n%s", name, diff)
+		}
 	}
 }
 
@@ -310,7 +313,14 @@ func TestReadDirNamesWhatCannotBeRead(t *testing.T) {
 // A failure leaves neither the image nor anything temporary, and what was there
 // before stays.
 func TestCreateImageFails(t *testing.T) {
-	skipWithoutMkfs(t)
+	t.Run("native", func(t *testing.T) { testCreateImageFails(t, native{}) })
+	t.Run("mkfs.erofs", func(t *testing.T) {
+		skipWithoutMkfs(t)
+		testCreateImageFails(t, mkfsErofs{})
+	})
+}
+
+func testCreateImageFails(t *testing.T, p Producer) {
 	good := strangeArchive(t)
 	text, err := os.ReadFile(good)
 	if err != nil {
@@ -335,6 +345,10 @@ func TestCreateImageFails(t *testing.T) {
 		{"missing directory", context.Background(), Source{Dir: "/nonexistent"}, testLayouts()["lz4"], os.ErrNotExist, "/nonexistent"},
 		{"truncated", context.Background(), Source{Archive: truncated}, testLayouts()["lz4"], io.ErrUnexpectedEOF, "segment 0"},
 		{"cancelled", cancelled, Source{Archive: good}, testLayouts()["lz4"], context.Canceled, ""},
+		{"feature", context.Background(), Source{Archive: good}, ImageOptions{Compress: ImageCompression{Algorithm: "lz4"}, PclusterBytes: 4096,
+			Features: ImageFeatures{Dedupe: On}}, nil, "kernel 5.15 cannot read images with dedupe; Linux 6.1 and later can"},
+		{"feature of a plain image", context.Background(), Source{Archive: good}, ImageOptions{PclusterBytes: 4096,
+			Features: ImageFeatures{Fragments: On}, Kernel: erofs.KernelVersion{Major: 6, Minor: 1}}, nil, "fragments needs a compressed image"},
 		{"pcluster", context.Background(), Source{Archive: good}, ImageOptions{PclusterBytes: 5000}, nil, "5000"},
 	}
 	for _, test := range tests {
@@ -345,7 +359,7 @@ func TestCreateImageFails(t *testing.T) {
 				t.Fatal(err)
 			}
 			test.o.TempDir = temp
-			_, err := CreateImage(test.ctx, test.src, out, mkfsErofs{}, test.o, 0)
+			_, err := CreateImage(test.ctx, test.src, out, p, test.o, 0)
 			if err == nil {
 				t.Fatal("no error")
 			}

@@ -6,12 +6,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"initoverlayfs/builder/kmod"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/compress"
+	"initoverlayfs/initrd/erofs"
 )
 
 // kernelConfig is a kernel's build configuration: CONFIG_NAME to y, m, a number
@@ -67,7 +67,7 @@ type need struct {
 	module string
 	// since is the release that brought the option, major and minor; it decides
 	// when the kernel's configuration is not known.
-	since [2]int
+	since erofs.KernelVersion
 }
 
 var (
@@ -79,7 +79,7 @@ var (
 		{option: "CONFIG_OVERLAY_FS", module: "overlay"},
 	}
 	backendNeeds = map[bootconf.Backend][]need{
-		bootconf.File:     {{option: "CONFIG_EROFS_FS_BACKED_BY_FILE", since: [2]int{6, 12}}},
+		bootconf.File:     {{option: "CONFIG_EROFS_FS_BACKED_BY_FILE", since: erofs.KernelVersion{Major: 6, Minor: 12}}},
 		bootconf.Loop:     {loopNeed},
 		bootconf.Embedded: {loopNeed},
 		bootconf.RAM:      {loopNeed},
@@ -91,7 +91,7 @@ var (
 
 	compressedImageNeed = need{option: "CONFIG_EROFS_FS_ZIP"}
 	formatNeeds         = map[compress.Format]need{
-		compress.Zstd: {option: "CONFIG_RD_ZSTD", since: [2]int{5, 9}},
+		compress.Zstd: {option: "CONFIG_RD_ZSTD", since: erofs.KernelVersion{Major: 5, Minor: 9}},
 		compress.XZ:   {option: "CONFIG_RD_XZ"},
 		compress.Gzip: {option: "CONFIG_RD_GZIP"},
 		compress.LZ4:  {option: "CONFIG_RD_LZ4"},
@@ -108,8 +108,8 @@ func (n need) lacks(config kernelConfig, x *kmod.Index) string {
 	case config != nil && config[n.option] == "y":
 		return ""
 	case config != nil || olderThan(x.KernelVersion(), n.since):
-		if n.since != [2]int{} {
-			return fmt.Sprintf("%s (Linux %d.%d and later)", n.option, n.since[0], n.since[1])
+		if n.since != (erofs.KernelVersion{}) {
+			return fmt.Sprintf("%s (Linux %v and later)", n.option, n.since)
 		}
 		return n.option
 	}
@@ -118,15 +118,9 @@ func (n need) lacks(config kernelConfig, x *kmod.Index) string {
 
 // olderThan compares the first two numbers of a release such as 6.1.0-13-amd64.
 // What is no such release is taken to be new.
-func olderThan(kver string, since [2]int) bool {
-	major, rest, _ := strings.Cut(kver, ".")
-	i := strings.IndexFunc(rest, func(r rune) bool { return r < '0' || r > '9' })
-	if i < 0 {
-		i = len(rest)
-	}
-	a, errA := strconv.Atoi(major)
-	b, errB := strconv.Atoi(rest[:i])
-	return errA == nil && errB == nil && (a < since[0] || a == since[0] && b < since[1])
+func olderThan(kver string, since erofs.KernelVersion) bool {
+	v, err := erofs.ParseKernelVersion(kver)
+	return err == nil && v.Before(since)
 }
 
 // CheckBackend reports what the kernel lacks to serve a backend at all, whatever

@@ -20,6 +20,7 @@ import (
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/compress"
 	"initoverlayfs/initrd/cpio"
+	"initoverlayfs/initrd/erofs"
 )
 
 // oldKernel is like Linux 6.1 of a distribution: all that may be a module is.
@@ -386,7 +387,7 @@ func TestOlderThan(t *testing.T) {
 		"6.1.0-56-amd64": true, "6.11.99": true, "6.12": false, "6.12-rc1": false, "6.12.107+deb13": false, "7.0.1": false,
 		"5.15.0-generic": true, "custom": false, "": false,
 	} {
-		if got := olderThan(kver, [2]int{6, 12}); got != want {
+		if got := olderThan(kver, erofs.KernelVersion{Major: 6, Minor: 12}); got != want {
 			t.Errorf("olderThan(%q, 6.12) = %t; want %t", kver, got, want)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/cpio"
+	"initoverlayfs/initrd/erofs"
 )
 
 // mkfsErofs makes images with the machine's mkfs.erofs, without root: the tree
@@ -32,11 +33,8 @@ func lookTool(tool, pkg string) (string, error) {
 
 var mkfsVersion = regexp.MustCompile(`mkfs\.erofs (?:\(erofs-utils\) )?(\d\S*)`)
 
-func (mkfsErofs) Version(ctx context.Context) (string, error) {
-	mkfs, err := lookTool("mkfs.erofs", "erofs-utils")
-	if err != nil {
-		return "", err
-	}
+// version gives that of the program mkfs.
+func (mkfsErofs) version(ctx context.Context, mkfs string) (string, error) {
 	// Old versions do not know the option, but name themselves before they say
 	// so.
 	text, err := exec.CommandContext(ctx, mkfs, "--version").CombinedOutput()
@@ -47,14 +45,25 @@ func (mkfsErofs) Version(ctx context.Context) (string, error) {
 	if m == nil {
 		return "", errors.Join(fmt.Errorf("%s --version does not tell it", mkfs), err)
 	}
-	return "mkfs.erofs " + string(m[1]), nil
+	return string(m[1]), nil
 }
 
-func (mkfsErofs) Begin(o ImageOptions) (ImageWriter, error) {
-	if err := o.Check(); err != nil {
+// Begin takes no feature that was not asked for: packing and deduplicating cost
+// mkfs.erofs much of its time.
+func (p mkfsErofs) Begin(ctx context.Context, o ImageOptions) (ImageWriter, error) {
+	o, err := o.settle(true)
+	if err != nil {
 		return nil, err
 	}
 	mkfs, err := lookTool("mkfs.erofs", "erofs-utils")
+	if err != nil {
+		return nil, err
+	}
+	version, err := p.version(ctx, mkfs)
+	if err != nil {
+		return nil, err
+	}
+	features, err := mkfsFeatures(o.Features, version)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +75,13 @@ func (mkfsErofs) Begin(o ImageOptions) (ImageWriter, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &mkfsWriter{spool: spool{dir: filepath.Join(dir, "content")}, mkfs: mkfs, fakeroot: fakeroot, dir: dir, options: o}
+	w := &mkfsWriter{
+		spool: spool{dir: filepath.Join(dir, "content")},
+		mkfs:  mkfs, fakeroot: fakeroot, dir: dir,
+		options:  o,
+		features: features,
+		identity: "mkfs.erofs " + version + " " + o.identity(),
+	}
 	if err := os.Mkdir(w.spool.dir, 0o700); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
@@ -78,7 +93,11 @@ type mkfsWriter struct {
 	mkfs, fakeroot string // programs
 	dir            string // everything temporary
 	options        ImageOptions
+	features       []string // arguments
+	identity       string
 }
+
+func (w *mkfsWriter) Identity() string { return w.identity }
 
 func (w *mkfsWriter) Close() error { return os.RemoveAll(w.dir) }
 
@@ -104,6 +123,7 @@ func (w *mkfsWriter) Write(ctx context.Context, path string, tree *cpio.Tree, uu
 		return err
 	}
 	args := append([]string{"-i", statePath, "--", w.mkfs}, mkfsArgs(w.options, uuid)...)
+	args = append(args, w.features...)
 	cmd := exec.CommandContext(ctx, w.fakeroot, append(args, path, root)...)
 	// mkfs.erofs clamps times to SOURCE_DATE_EPOCH and takes it as its own.
 	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH="+strconv.FormatInt(buildTime, 10))
@@ -131,6 +151,31 @@ func mkfsArgs(o ImageOptions, uuid bootconf.UUID) []string {
 		return append(args, "-Enoinline_data")
 	}
 	return append(args, "-z"+o.Compress.String(), "-C"+strconv.Itoa(o.PclusterBytes))
+}
+
+// mkfsFeatures gives the arguments for features that are on.
+func mkfsFeatures(f ImageFeatures, version string) (args []string, err error) {
+	have, err := erofs.ParseKernelVersion(version) // has the same form
+	if err != nil {
+		return nil, fmt.Errorf("version of mkfs.erofs: %w", err)
+	}
+	if f.FragmentBytes > 0 {
+		return nil, errors.New("mkfs.erofs has no limit for the size of fragments")
+	}
+	since := map[string]erofs.KernelVersion{"ztailpacking": {Major: 1, Minor: 5}, "fragments": {Major: 1, Minor: 6}, "dedupe": {Major: 1, Minor: 6}}
+	for _, s := range f.switches() {
+		if *s.Switch != On {
+			continue
+		}
+		if have.Before(since[s.name]) {
+			return nil, &HintedError{
+				fmt.Errorf("mkfs.erofs %s does not know %s; %v and later do", version, s.name, since[s.name]),
+				"leave the feature out, or use --mkfs native",
+			}
+		}
+		args = append(args, "-E"+s.name)
+	}
+	return args, nil
 }
 
 // lastLines gives the end of a program's messages as one line.

@@ -18,33 +18,25 @@ type native struct{}
 // nativeVersion changes with the bytes that are made of a tree.
 const nativeVersion = "native 1"
 
-func (native) Version(context.Context) (string, error) { return nativeVersion, nil }
-
-func (native) Begin(o ImageOptions) (ImageWriter, error) {
-	if err := o.Check(); err != nil {
+func (native) Begin(_ context.Context, o ImageOptions) (ImageWriter, error) {
+	o, err := o.settle(false)
+	if err != nil {
 		return nil, err
 	}
 	f, err := os.CreateTemp(o.TempDir, "initoverlayfs-image-")
 	if err != nil {
 		return nil, err
 	}
-	w := &nativeWriter{spool: f}
+	w := &nativeWriter{spool: f, identity: nativeVersion + " " + o.identity()}
 	// Nothing is left behind, however this ends.
 	if err := os.Remove(f.Name()); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
-	w.Writer, err = erofs.NewWriter(f, nativeOptions(o))
+	w.Writer, err = erofs.NewWriter(f, o.writerOptions())
 	if err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
 	return w, nil
-}
-
-func nativeOptions(o ImageOptions) erofs.Options {
-	if o.Compress.DAX() {
-		return erofs.Options{DAX: true}
-	}
-	return erofs.Options{Compress: true, Level: lz4Level(o.Compress), PclusterBytes: o.PclusterBytes}
 }
 
 // lz4Level maps the levels that LZ4's own compressor has.
@@ -60,8 +52,11 @@ func lz4Level(c ImageCompression) lz4hc.Level {
 
 type nativeWriter struct {
 	*erofs.Writer
-	spool *os.File // without a name
+	spool    *os.File // without a name
+	identity string
 }
+
+func (w *nativeWriter) Identity() string { return w.identity }
 
 func (w *nativeWriter) Close() error { return w.spool.Close() }
 

@@ -9,15 +9,14 @@ import (
 
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/cpio"
+	"initoverlayfs/initrd/erofs"
 )
 
 // Producer makes EROFS images.
 type Producer interface {
-	// Version names the program that lays out the image; the same version makes
-	// the same bytes of the same tree.
-	Version(ctx context.Context) (string, error)
-	// Begin starts an image. An error says what the producer needs and has not.
-	Begin(o ImageOptions) (ImageWriter, error)
+	// Begin starts an image. An error says what the producer needs and has not,
+	// or what of the options it cannot do or the kernel could not read.
+	Begin(ctx context.Context, o ImageOptions) (ImageWriter, error)
 }
 
 // ImageWriter is one image in the making. The contents of regular files are put
@@ -25,6 +24,9 @@ type Producer interface {
 // them then or spool them; the tree follows when it is complete.
 type ImageWriter interface {
 	cpio.Store
+	// Identity names all besides the tree that decides over the image's bytes:
+	// the program that lays them out, and its options.
+	Identity() string
 	// Open reads back a content that was put and not deleted, before Write.
 	Open(ref int64) (io.ReadCloser, error)
 	// Write writes the image of tree into the empty file at path. The
@@ -37,8 +39,11 @@ type ImageWriter interface {
 // ImageOptions say how the contents are laid out.
 type ImageOptions struct {
 	Compress      ImageCompression
-	PclusterBytes int    // largest compressed cluster
-	TempDir       string // for what is spooled; empty: os.TempDir
+	PclusterBytes int // largest compressed cluster
+	Features      ImageFeatures
+	// Kernel is the oldest that has to read the image; zero: BaselineKernel.
+	Kernel  erofs.KernelVersion
+	TempDir string // for what is spooled; empty: os.TempDir
 }
 
 // DefaultImageOptions are those of small images that are still quick to read.

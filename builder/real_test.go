@@ -17,7 +17,6 @@ import (
 // time, size, content, links and device number, except for what the manifest
 // lists.
 func TestRealTrees(t *testing.T) {
-	skipWithoutMkfs(t)
 	for _, test := range []struct {
 		fixture string
 		kind    string
@@ -38,7 +37,7 @@ func TestRealTrees(t *testing.T) {
 
 			o := testLayouts()["lz4"]
 			o.TempDir = t.TempDir()
-			tree, err := readTree(context.Background(), Source{Archive: source}, mkfsErofs{}, o)
+			tree, err := readTree(context.Background(), Source{Archive: source}, native{}, o)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -76,7 +76,7 @@ func (a *app) buildCommand() *cobra.Command {
 	p.BoolVar(&o.StripModuleSignature, "strip-module-signatures", false, "load modules faster and taint the kernel; lockdown refuses them")
 	p.StringVar(&f.compress, "compress", string(compress.Zstd), "`ALGORITHM` of the mini-initramfs: zstd, lz4, gzip, xz or none")
 	p.StringVar(&o.Arch, "arch", runtime.GOARCH, "`ARCH` of the kernel, as Go names it")
-	f.layout.add(p)
+	f.layout.add(p, "that of --kver")
 	p.BoolVar(&f.asJSON, "json", false, "print the manifest")
 	must(cmd.MarkFlagRequired("kver"))
 	cmd.MarkFlagsMutuallyExclusive("initramfs", "root")

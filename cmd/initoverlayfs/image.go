@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"initoverlayfs/builder"
+	"initoverlayfs/initrd/erofs"
 )
 
 func (a *app) imageCommand() *cobra.Command {
@@ -31,14 +32,20 @@ func (a *app) imageCommand() *cobra.Command {
 type layoutFlags struct {
 	compress string
 	pcluster int
+	features string
+	kernel   string
 	mkfs     string
 }
 
-func (l *layoutFlags) add(f *pflag.FlagSet) {
+// add adds the flags; kernel says for which one the image is made by default.
+func (l *layoutFlags) add(f *pflag.FlagSet, kernel string) {
 	d := builder.DefaultImageOptions()
 	f.StringVar(&l.compress, "image-compress", d.Compress.String(), "`ALGORITHM` of the image: lz4hc[,LEVEL], lz4 or none")
 	f.IntVar(&l.pcluster, "pcluster", d.PclusterBytes, "largest compressed cluster in `BYTES`, a power of two")
-	f.StringVar(&l.mkfs, "mkfs", "mkfs.erofs", "image `PRODUCER`")
+	f.StringVar(&l.features, "image-features", "", "`LIST` of ztailpacking, fragments[=BYTES] and dedupe, which make a compressed image smaller,\n"+
+		"each also with no- in front (default: those that the kernel knows; with mkfs.erofs none)")
+	f.StringVar(&l.kernel, "kernel-version", "", "oldest Linux `VERSION` that has to read the image (default "+kernel+")")
+	f.StringVar(&l.mkfs, "mkfs", "native", "image `PRODUCER`: native or mkfs.erofs")
 }
 
 func (l *layoutFlags) options() (builder.Producer, builder.ImageOptions, error) {
@@ -49,6 +56,14 @@ func (l *layoutFlags) options() (builder.Producer, builder.ImageOptions, error) 
 	o := builder.ImageOptions{PclusterBytes: l.pcluster}
 	if o.Compress, err = builder.ParseImageCompression(l.compress); err != nil {
 		return nil, o, usageErrorf("--image-compress: %v", err)
+	}
+	if o.Features, err = builder.ParseImageFeatures(l.features); err != nil {
+		return nil, o, usageErrorf("--image-features: %v", err)
+	}
+	if l.kernel != "" {
+		if o.Kernel, err = erofs.ParseKernelVersion(l.kernel); err != nil {
+			return nil, o, usageErrorf("--kernel-version: %v", err)
+		}
 	}
 	if err := o.Check(); err != nil {
 		return nil, o, usageErrorf("--pcluster: %v", err)
@@ -64,7 +79,9 @@ func (a *app) imageCreateCommand() *cobra.Command {
 		Short: "Make the image of a directory or of an initramfs archive",
 		Long: "Make the EROFS image OUT of SRC, a directory or an initramfs archive in any\n" +
 			"compression that the kernel knows. OUT appears complete or not at all. Root\n" +
-			"is not needed: owners and device nodes of an archive are kept.",
+			"is not needed: owners and device nodes of an archive are kept.\n\n" +
+			"The image has what the kernel named by --kernel-version can read, and nothing\n" +
+			"that came later. Linux 5.17 brought ztailpacking, 6.1 fragments and dedupe.",
 		Args: cobra.ExactArgs(2),
 		RunE: a.verb(func(ctx context.Context, args []string) error {
 			producer, options, err := layout.options()
@@ -87,7 +104,7 @@ func (a *app) imageCreateCommand() *cobra.Command {
 			return a.printImage(args[1], image, asJSON)
 		}),
 	}
-	layout.add(cmd.Flags())
+	layout.add(cmd.Flags(), builder.BaselineKernel.String()+", on every machine")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the image's description as JSON")
 	return cmd
 }
