@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -148,13 +147,7 @@ func mutate(rng *rand.Rand, image []byte, metadata []int) []byte {
 // Every mutant that fsck.erofs refuses is refused. The environment variable
 // EROFS_MUTANTS says how many there are of each image.
 func TestCheckMutants(t *testing.T) {
-	count := 40
-	if s := os.Getenv("EROFS_MUTANTS"); s != "" {
-		var err error
-		if count, err = strconv.Atoi(s); err != nil {
-			t.Fatal(err)
-		}
-	}
+	count := parameter(t, "EROFS_MUTANTS", 40)
 	for _, u := range allUtils(t) {
 		for _, set := range smallOptions {
 			if set.since > u.version {
