@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"initoverlayfs/initrd/cpio"
@@ -152,8 +153,8 @@ func TestBootGuest(t *testing.T) {
 		"dev/console": {Path: "dev/console", Mode: unix.S_IFCHR | 0o600, MTime: 1700000000, NLink: 1, Major: 5, Minor: 1},
 		"link":        {Path: "link", Mode: unix.S_IFLNK | 0o777, MTime: 1700000000, Size: 4, NLink: 1, Target: "init"},
 	} {
-		if got := entries[path]; got != want {
-			t.Errorf("entry %s = %+v, want %+v", path, got, want)
+		if diff := cmp.Diff(want, entries[path]); diff != "" {
+			t.Errorf("entry %s (-want +got):\n%s", path, diff)
 		}
 	}
 }

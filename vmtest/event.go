@@ -3,6 +3,9 @@ package vmtest
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
+	"strconv"
 
 	"initoverlayfs/initrd/bootconf"
 )
@@ -12,6 +15,7 @@ const (
 	EventDone      = "done"       // the last; see Done
 	EventMultiUser = "multi-user" // multi-user.target was reached at uptime_s
 	EventEntry     = "entry"      // one path of the tree; see Entry
+	EventImage     = "image"      // one image was looked at; see ImageSeen
 )
 
 // Event is one line that a guest wrote on its second serial port.
@@ -84,10 +88,58 @@ type Entry struct {
 	UID    uint32 `json:"uid"`
 	GID    uint32 `json:"gid"`
 	MTime  int64  `json:"mtime"` // seconds
+	Nsec   int64  `json:"nsec"`  // of the time, nanoseconds
 	Size   int64  `json:"size"`  // of regular files and symbolic links, else 0
 	NLink  uint64 `json:"nlink"`
 	Major  uint32 `json:"major"`  // of device nodes
 	Minor  uint32 `json:"minor"`  // of device nodes
 	SHA256 string `json:"sha256"` // of regular files
 	Target string `json:"target"` // of symbolic links
+
+	Xattrs map[string][]byte `json:"xattrs,omitempty"` // by full name
+	// First is the path of the file's first name in the order of a walk, where
+	// that is another one.
+	First string `json:"first,omitempty"`
+}
+
+// Append appends the entry as a line, in which nothing of it is lost.
+func (e *Entry) Append(b []byte) []byte {
+	b = strconv.AppendQuote(b, e.Path)
+	b = fmt.Appendf(b, " %o %d:%d %d.%d %d %d %d:%d %s %q %q", e.Mode, e.UID, e.GID, e.MTime, e.Nsec, e.Size, e.NLink,
+		e.Major, e.Minor, e.SHA256, e.Target, e.First)
+	for _, name := range slices.Sorted(maps.Keys(e.Xattrs)) {
+		b = fmt.Appendf(b, " %q=%q", name, e.Xattrs[name])
+	}
+	return append(b, '\n')
+}
+
+// ImagesPath is the file of the guest's initramfs that has the images for the
+// check images, a JSON array of Image.
+const ImagesPath = "/images.json"
+
+// Image is one image that the check images mounts and reads.
+type Image struct {
+	Name    string `json:"name"`
+	Device  string `json:"device"`
+	Options string `json:"options"` // of the mount
+	// Backward reads contents from the end, in pieces that no boundary of the
+	// format has, and not from the begin.
+	Backward bool `json:"backward"`
+}
+
+// ImageSeen is what a guest saw of an Image.
+type ImageSeen struct {
+	Name  string `json:"name"`
+	Mount string `json:"mount"` // error of the mount; empty: it is mounted
+	Walk  string `json:"walk"`  // error of what was read then
+	// Trees has a digest of each directory of the root with all below it, under
+	// its name, and of the root itself and its other files under ".".
+	Trees map[string]TreeSeen `json:"trees"`
+}
+
+// TreeSeen is the digest of some entries in the order of a walk: directories
+// before what they hold, by the bytes of names.
+type TreeSeen struct {
+	Entries int    `json:"entries"`
+	SHA256  string `json:"sha256"` // of Entry.Append
 }

@@ -46,6 +46,10 @@ func (g *guest) check(name, argument string) (any, error) {
 		return true, copySelf(argument)
 	case "old_root":
 		return oldRoot()
+	case "insmod":
+		return true, insmod(argument)
+	case "images":
+		return g.images()
 	}
 	return nil, errors.New("unknown")
 }
@@ -206,7 +210,10 @@ func entry(path string) (e vmtest.Entry, err error) {
 	if err := unix.Lstat(path, &s); err != nil {
 		return e, fmt.Errorf("lstat %s: %w", path, err)
 	}
-	e = vmtest.Entry{Mode: s.Mode, UID: s.Uid, GID: s.Gid, MTime: s.Mtim.Sec, NLink: uint64(s.Nlink)} //nolint:unconvert // 32 bits wide on arm64
+	e = vmtest.Entry{
+		Mode: s.Mode, UID: s.Uid, GID: s.Gid, MTime: s.Mtim.Sec, Nsec: s.Mtim.Nsec,
+		NLink: uint64(s.Nlink), //nolint:unconvert // 32 bits wide on arm64
+	}
 	switch s.Mode & unix.S_IFMT {
 	case unix.S_IFCHR, unix.S_IFBLK:
 		e.Major, e.Minor = unix.Major(s.Rdev), unix.Minor(s.Rdev)

@@ -52,7 +52,7 @@ func TestEntry(t *testing.T) {
 		if filepath.Dir(name) == dir && (got.UID != s.Uid || got.GID != s.Gid || got.MTime < s.Mtim.Sec) {
 			t.Errorf("%s: owner %d:%d, time %d; want %d:%d, %d", name, got.UID, got.GID, got.MTime, s.Uid, s.Gid, s.Mtim.Sec)
 		}
-		got.UID, got.GID, got.MTime = 0, 0, 0
+		got.UID, got.GID, got.MTime, got.Nsec = 0, 0, 0, 0
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}

@@ -1,0 +1,169 @@
+package images
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"initoverlayfs/builder/kmod"
+	"initoverlayfs/initrd/cpio"
+	"initoverlayfs/vmtest"
+	"initoverlayfs/vmtest/disk"
+	"initoverlayfs/vmtest/fixtures"
+	"initoverlayfs/vmtest/vmlinux"
+)
+
+// work is the folder of what the tests share.
+var work string
+
+func TestMain(m *testing.M) { os.Exit(inWorkFolder(m.Run)) }
+
+func inWorkFolder(run func() int) int {
+	var err error
+	if work, err = os.MkdirTemp("", "initoverlayfs-images-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(work)
+	return run()
+}
+
+// kernels are those that mount the images.
+var kernels = []string{"kernel-6.1", "kernel-6.12", "kernel-sid"}
+
+var guestProgram = sync.OnceValues(func() ([]byte, error) {
+	path := filepath.Join(work, "guest")
+	if err := vmtest.BuildGuest(context.Background(), "", path); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(path)
+})
+
+// checked is an image of a boot.
+type checked struct {
+	vmtest.Image
+	path string
+}
+
+// perDisk is how many partitions a disk has.
+const perDisk = 100
+
+// boot boots a kernel that mounts and reads the images, and gives what it saw,
+// by the images' names, and the words of other checks.
+func boot(t *testing.T, kernel string, images []checked, checks ...string) (map[string]vmtest.ImageSeen, *vmtest.Result) {
+	t.Helper()
+	k := fixtures.OpenKernel(t, kernel)
+	m := vmtest.Machine{
+		Kernel: filepath.Join(t.TempDir(), "vmlinux"), Initrd: filepath.Join(t.TempDir(), "initrd"),
+		MemoryMiB: 512, Accel: vmtest.TCG, Timeout: 15 * time.Minute, LogParent: t.TempDir(),
+	}
+	if err := vmlinux.Extract(m.Kernel, k.Image); err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(images); i += perDisk {
+		var parts []disk.Partition
+		for j := i; j < min(i+perDisk, len(images)); j++ {
+			images[j].Device = fmt.Sprintf("/dev/vd%c%d", 'a'+i/perDisk, j-i+1)
+			parts = append(parts, disk.Partition{Label: fmt.Sprintf("image%d", j), Image: images[j].path})
+		}
+		path := filepath.Join(t.TempDir(), fmt.Sprintf("disk%d", i))
+		if _, err := disk.Create(path, disk.Spec{Partitions: parts}); err != nil {
+			t.Fatal(err)
+		}
+		m.Drives = append(m.Drives, vmtest.Drive{Path: path, ReadOnly: true})
+	}
+	if err := writeInitrd(m.Initrd, k, images); err != nil {
+		t.Fatal(err)
+	}
+	m.Append = []string{"vmtest.check=insmod:/modules,images"}
+	for _, check := range checks {
+		m.Append[0] += "," + check
+	}
+	seen := map[string]vmtest.ImageSeen{}
+	m.OnEvent = func(e vmtest.Event) {
+		if e.Kind != vmtest.EventImage {
+			return
+		}
+		var s vmtest.ImageSeen
+		if err := json.Unmarshal(e.JSON, &s); err != nil {
+			t.Errorf("image event: %v", err)
+		}
+		seen[s.Name] = s
+	}
+	r, err := vmtest.Run(t.Context(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d images, wall %.1f s, guest %.1f s", len(seen), r.Wall.Seconds(), r.LastS)
+	return seen, r
+}
+
+// writeInitrd writes an initramfs with the guest, the list of the images and
+// the modules that mount them.
+func writeInitrd(path string, k fixtures.Kernel, images []checked) error {
+	guest, err := guestProgram()
+	if err != nil {
+		return err
+	}
+	var list []vmtest.Image
+	for _, i := range images {
+		list = append(list, i.Image)
+	}
+	text, err := json.Marshal(list)
+	if err != nil {
+		return err
+	}
+	index, err := kmod.Open(k.Modules, k.Version)
+	if err != nil {
+		return err
+	}
+	modules, err := index.Closure(nil, "virtio_pci", "virtio_blk", "erofs", "nd_e820", "nd_pmem")
+	if err != nil {
+		return err
+	}
+	type file struct {
+		name string
+		mode uint32
+		body []byte
+	}
+	files := []file{
+		{"dev", unix.S_IFDIR | 0o755, nil},
+		{"init", unix.S_IFREG | 0o755, guest},
+		{vmtest.ImagesPath[1:], unix.S_IFREG | 0o644, text},
+		{"modules", unix.S_IFDIR | 0o755, nil},
+	}
+	for i, m := range modules {
+		if m.CPUFeature != "" && !m.CPUWithout {
+			continue // the processor of the guest has nothing special
+		}
+		body, err := index.Read(m.Name)
+		if err != nil {
+			return err
+		}
+		files = append(files, file{fmt.Sprintf("modules/%02d-%s", i, m.Name), unix.S_IFREG | 0o644, body})
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	w := cpio.NewWriter(f)
+	for i, file := range files {
+		h := &cpio.Header{Name: file.name, Ino: uint32(i + 1), Mode: file.mode, NLink: 1, Size: int64(len(file.body))}
+		if err := w.WriteHeader(h); err != nil {
+			return err
+		}
+		if _, err := w.Write(file.body); err != nil {
+			return err
+		}
+	}
+	return errors.Join(w.Close(), f.Close())
+}
