@@ -64,88 +64,110 @@ func all() []variant {
 }
 
 // TestKernelsRead mounts images of a tree that has everything, in each kernel.
-// Images that were changed are refused, or seen to be others.
 func TestKernelsRead(t *testing.T) {
 	fixtures.RequireBoots(t, fixtures.Some)
-	wanted, err := fixtures.Wanted()
-	if err != nil {
-		t.Fatal(err)
-	}
-	variants := some()
-	if wanted == fixtures.All {
-		variants = all()
-	}
-	tree := features()
+	readEverywhere(t, features(), some())
+}
+
+// TestKernelsReadAll mounts images of the tree in all variants.
+func TestKernelsReadAll(t *testing.T) {
+	fixtures.RequireBoots(t, fixtures.All)
+	readEverywhere(t, features(), all())
+}
+
+// TestKernelsReadLarge mounts images with large files and directories.
+func TestKernelsReadLarge(t *testing.T) {
+	fixtures.RequireBoots(t, fixtures.All)
+	readEverywhere(t, large(), some())
+}
+
+func readEverywhere(t *testing.T, tree *tree, variants []variant) {
+	t.Helper()
+	dir := t.TempDir()
 	var images []checked
 	for i, v := range variants {
 		// In every second image the contents are read from their end.
 		image := vmtest.Image{Name: v.name, Backward: i%2 == 1}
-		images = append(images, checked{image, tree.write(t, work, v.name, v.Options)})
+		images = append(images, checked{image, tree.write(t, dir, v.name, v.Options)})
 	}
-	good := len(images)
-
-	change := func(name string, change func(image []byte)) {
-		image, err := os.ReadFile(images[0].path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		change(image)
-		path := filepath.Join(work, name)
-		if err := os.WriteFile(path, image, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		images = append(images, checked{vmtest.Image{Name: name}, path})
-	}
-	change("other content", func(image []byte) {
-		at := bytes.Index(image, []byte("down here"))
-		if at < 0 {
-			t.Fatal("the content is not in the image")
-		}
-		image[at]++
-	})
-	le := binary.LittleEndian
-	const super, checksum, compat, incompat = 1024, 1024 + 4, 1024 + 8, 1024 + 80
-	const unknown = 1 << 30
-	change("unknown compatible feature", func(image []byte) {
-		le.PutUint32(image[compat:], le.Uint32(image[compat:])|unknown)
-		setChecksum(image)
-	})
-	change("unknown incompatible feature", func(image []byte) {
-		le.PutUint32(image[incompat:], le.Uint32(image[incompat:])|unknown)
-		setChecksum(image)
-	})
-	change("bad checksum", func(image []byte) { image[checksum]++ })
-	change("bad magic", func(image []byte) { image[super]++ })
-
 	want := tree.seen()
 	for _, kernel := range kernels {
 		t.Run(kernel, func(t *testing.T) {
-			seen, _ := boot(t, kernel, images)
-			for i, image := range images {
-				s, ok := seen[image.Name]
-				switch {
-				case !ok:
-					t.Errorf("%s: not looked at", image.Name)
-				case i < good || image.Name == "unknown compatible feature":
-					if s.Mount != "" || s.Walk != "" {
-						t.Errorf("%s: %s%s", image.Name, s.Mount, s.Walk)
-					}
-					if diff := cmp.Diff(want, s.Trees); diff != "" {
-						t.Errorf("%s (-want +got):\n%s", image.Name, diff)
-					}
-				case image.Name == "other content":
-					if s.Mount != "" || s.Walk != "" {
-						t.Errorf("%s: %s%s", image.Name, s.Mount, s.Walk)
-					}
-					for top := range want {
-						if same := s.Trees[top] == want[top]; same != (top != "deep") {
-							t.Errorf("%s: %s is the same: %t", image.Name, top, same)
-						}
-					}
-				case s.Mount == "":
-					t.Errorf("%s: it is mounted", image.Name)
-				default:
-					t.Logf("%s: %s", image.Name, s.Mount)
+			seen := boot(t, kernel, images)
+			for _, v := range variants {
+				s := seen[v.name]
+				if s.Mount != "" || s.Walk != "" {
+					t.Errorf("%s: %s%s", v.name, s.Mount, s.Walk)
+				}
+				if diff := cmp.Diff(want, s.Trees); diff != "" {
+					t.Errorf("%s (-want +got):\n%s", v.name, diff)
+				}
+			}
+		})
+	}
+}
+
+// TestKernelsSee mounts images that were changed: they are refused, or seen to be
+// others.
+func TestKernelsSee(t *testing.T) {
+	fixtures.RequireBoots(t, fixtures.Some)
+	tree := newTree()
+	const content = "some content"
+	tree.file("changed/file", []byte(content))
+	tree.file("same/file", []byte("other content"))
+	dir := t.TempDir()
+	good, err := os.ReadFile(tree.write(t, dir, "good", erofs.Options{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const super, checksum, compat, incompat = 1024, 1024 + 4, 1024 + 8, 1024 + 80
+	const unknown = 1 << 30
+	set := func(image []byte, at int, bits uint32) {
+		le := binary.LittleEndian
+		le.PutUint32(image[at:], le.Uint32(image[at:])|bits)
+		setChecksum(image)
+	}
+	tests := []struct {
+		name    string
+		change  func(image []byte)
+		mounted bool
+		same    bool
+	}{
+		{"no change", setChecksum, true, true},
+		{"content", func(image []byte) { image[bytes.Index(image, []byte(content))]++ }, true, false},
+		{"unknown compatible feature", func(image []byte) { set(image, compat, unknown) }, true, true},
+		{"unknown incompatible feature", func(image []byte) { set(image, incompat, unknown) }, false, false},
+		{"checksum", func(image []byte) { image[checksum]++ }, false, false},
+		{"magic", func(image []byte) { image[super]++ }, false, false},
+	}
+	var images []checked
+	for _, test := range tests {
+		image := bytes.Clone(good)
+		test.change(image)
+		path := filepath.Join(dir, test.name)
+		if err := os.WriteFile(path, image, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		images = append(images, checked{vmtest.Image{Name: test.name}, path})
+	}
+	want := tree.seen()
+	for _, kernel := range kernels {
+		t.Run(kernel, func(t *testing.T) {
+			seen := boot(t, kernel, images)
+			for _, test := range tests {
+				s := seen[test.name]
+				t.Logf("%s: %s", test.name, s.Mount)
+				if mounted := s.Mount == ""; mounted != test.mounted {
+					t.Errorf("%s: mounted: %t", test.name, mounted)
+				}
+				if !test.mounted {
+					continue
+				}
+				if s.Walk != "" || s.Trees["same"] != want["same"] {
+					t.Errorf("%s: what was not changed is %+v, %s", test.name, s.Trees["same"], s.Walk)
+				}
+				if same := s.Trees["changed"] == want["changed"]; same != test.same {
+					t.Errorf("%s: %+v, the same: %t", test.name, s.Trees["changed"], same)
 				}
 			}
 		})

@@ -93,25 +93,29 @@ func (t *tree) text(n int) []byte {
 	return b[:n]
 }
 
-// features is a tree whose parts each try a part of the format.
+// sizes are those around the boundaries of blocks and of clusters.
+func sizes(boundaries ...int) (around []int) {
+	for _, n := range boundaries {
+		around = append(around, n-1, n, n+1)
+	}
+	return around
+}
+
+// features is a tree whose parts each try a part of the format. A guest reads
+// its 5 MB in about a second.
 func features() *tree {
 	t := newTree()
-	for _, n := range []int{
-		0, 1, 4095, 4096, 4097, 8191, 8192, 8193, 16383, 16384, 16385, 65535, 65536, 65537,
-		131071, 131072, 131073, 262143, 262144, 262145, 1<<20 - 1, 1 << 20, 1<<20 + 1,
-	} {
+	for _, n := range append(sizes(4<<10, 8<<10, 16<<10, 64<<10), 0, 1, 128<<10+1, 1<<20+1) {
 		t.file(fmt.Sprintf("sizes/text-%d", n), t.text(n))
-		if n <= 131073 {
-			t.file(fmt.Sprintf("sizes/random-%d", n), t.random(n))
-		}
+		t.file(fmt.Sprintf("sizes/random-%d", n), t.random(min(n, 128<<10+1)))
 	}
 
-	text := t.text(400_000)
-	t.file("contents/zeros", make([]byte, 3_000_001))
-	t.file("contents/period", bytes.Repeat([]byte("abc"), 500_000))
-	t.file("contents/longperiod", bytes.Repeat(t.random(70_000), 10))
+	text := t.text(150_000)
+	t.file("contents/zeros", make([]byte, 1_200_001))
+	t.file("contents/period", bytes.Repeat([]byte("abc"), 100_000))
+	t.file("contents/longperiod", bytes.Repeat(t.random(70_000), 3))
 	var mixed, holes []byte
-	for i := range 30 {
+	for i := range 10 {
 		mixed = append(mixed, t.text(9_000+i)...)
 		mixed = append(mixed, t.random(7_000+13*i)...)
 		holes = append(holes, t.text(4096*(i%3))...)
@@ -126,11 +130,11 @@ func features() *tree {
 	t.file("copies/same", bytes.Clone(text))
 	t.file("copies/shifted", append([]byte("shift"), text...))
 	t.file("copies/shifted-block", append(t.random(4096), text...))
-	t.file("copies/begin", bytes.Clone(text[:123_456]))
-	t.file("copies/end", bytes.Clone(text[123_456:]))
+	t.file("copies/begin", bytes.Clone(text[:67_890]))
+	t.file("copies/end", bytes.Clone(text[67_890:]))
 	t.file("copies/twice", append(bytes.Clone(text), text...))
-	t.file("copies/changed", slices.Concat(text[:200_000], []byte("!"), text[200_000:]))
-	noise := t.random(200_000)
+	t.file("copies/changed", slices.Concat(text[:100_000], []byte("!"), text[100_000:]))
+	noise := t.random(100_000)
 	t.file("copies/noise", noise)
 	t.file("copies/noise-same", bytes.Clone(noise))
 	t.file("copies/noise-shifted", append([]byte("shift"), noise...))
@@ -228,6 +232,22 @@ func features() *tree {
 				link.Xattrs = maps.Clone(attrs)
 			}
 		}
+	}
+	return t
+}
+
+// large is a tree with more and larger contents, and a large directory.
+func large() *tree {
+	t := newTree()
+	for _, n := range sizes(128<<10, 256<<10, 1<<20, 5<<20) {
+		t.file(fmt.Sprintf("sizes/text-%d", n), t.text(n))
+		t.file(fmt.Sprintf("sizes/random-%d", n), t.random(n))
+	}
+	t.file("contents/zeros", make([]byte, 20_000_001))
+	t.file("contents/period", bytes.Repeat([]byte("abc"), 3_000_000))
+	t.file("contents/longperiod", bytes.Repeat(t.random(400_000), 10))
+	for i := range 100_000 {
+		t.file(fmt.Sprintf("directory/%d", i*7), nil)
 	}
 	return t
 }
