@@ -16,6 +16,8 @@ FIND_EROFS_UTILS := export EROFS_UTILS; EROFS_UTILS=$$($(FIXTURES) path erofs-ut
 GOTESTFLAGS ?=
 FUZZTIME ?= 20s
 BENCH ?= .
+BENCH_IMAGE ?= size random memory sweep reads
+BENCH_RUNS ?= 3
 
 PREFIX ?= /usr
 DESTDIR ?=
@@ -24,7 +26,7 @@ export CGO_ENABLED := 0
 
 .PHONY: help
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
 
 .PHONY: build
 build: ## bin/initoverlayfs, bin/storage-init and the guest's test programs
@@ -58,6 +60,15 @@ vmtest: build ## the tests with every boot of every distribution
 bench: ## the Go benchmarks, and storage-init's instructions (BENCH=REGEXP)
 	$(FIXTURES) tools kernel-6.1
 	INITOVERLAYFS_VM=1 $(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+.PHONY: bench-image
+bench-image: build ## images beside mkfs.erofs: size, time, memory, reads (BENCH_IMAGE="size random memory sweep reads")
+	$(FIXTURES) tools dracut-6.1.img initramfs-tools-6.1.img erofs-utils-1.9 linux-sources
+	mkdir -p out
+	$(GO) run ./vmtest/imagebench -runs $(BENCH_RUNS) -json out/bench-image.json \
+		-erofs-utils "$$($(FIXTURES) path erofs-utils-1.9)" -dracut "$$($(FIXTURES) path dracut-6.1.img)" \
+		-initramfs-tools "$$($(FIXTURES) path initramfs-tools-6.1.img)" -sources "$$($(FIXTURES) path linux-sources)" \
+		$(BENCH_IMAGE)
 
 .PHONY: fuzz
 fuzz: ## each fuzz test for FUZZTIME (20s)
