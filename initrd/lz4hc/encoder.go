@@ -46,9 +46,9 @@ func NewEncoder(level Level) *Encoder {
 	case Fast:
 		f.depth, f.pace, f.enough = 6, 4, 64
 	case Default:
-		f.depth, f.pace, f.enough = 48, 16, 128
+		f.depth, f.pace, f.enough = 32, 8, 64
 	default:
-		f.depth, f.pace, f.enough = 1000, 64, MaxInput
+		f.depth, f.pace, f.enough = 1000, 64, 256
 	}
 	return e
 }
@@ -142,13 +142,10 @@ func (e *Encoder) parse(block []byte, capacity int32) int32 {
 		if i == n || cost > capacity {
 			return i
 		}
-		length, at := e.finder.longest(int(i))
-		if i+matchLimit > n {
-			length = 0
-		}
-		length = min(length, int(n-i-lastLiterals))
-		if length < minMatch {
-			length = 0
+		length, at := 0, 0
+		if i+matchLimit <= n {
+			length, at = e.finder.longest(int(i))
+			length = min(length, int(n-i-lastLiterals))
 		}
 		e.length[i], e.offset[i] = int32(length), uint16(int(i)-at)
 	}

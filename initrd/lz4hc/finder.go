@@ -2,6 +2,7 @@ package lz4hc
 
 import (
 	"encoding/binary"
+	"math"
 	"math/bits"
 )
 
@@ -9,14 +10,13 @@ const (
 	hashBits   = 16
 	windowSize = 1 << 16
 	windowMask = windowSize - 1
-	// so many bytes compared take the time of one more node
-	compareUnit = 64
 
 	hashFactor = 2654435761 // 2**32 divided by the golden ratio, a prime
 )
 
 func load32(b []byte, i int) uint32 { return binary.LittleEndian.Uint32(b[i:]) }
 func load64(b []byte, i int) uint64 { return binary.LittleEndian.Uint64(b[i:]) }
+func big64(b []byte, i int) uint64  { return binary.BigEndian.Uint64(b[i:]) }
 
 // common counts equal bytes from a and from b on, of which n are known and at
 // most limit are of interest. a is less than b.
@@ -41,78 +41,97 @@ type finder struct {
 	depth  int // most nodes to look at
 	pace   int // nodes to look at for one position, on average
 	spare  int // nodes not looked at so far
-	enough int // a match of this length is followed, without looking for longer ones
+	enough int // strings that begin with so many equal bytes are taken for equal
 
-	head [1 << hashBits]int32  // the roots
-	sons [2 * windowSize]int32 // smaller and larger son of a position
+	// Places are kept with base added, which is beyond all those of the blocks
+	// before.
+	base, next int
+
+	head [1 << hashBits]int32 // the roots
+	sons [windowSize][2]int32 // smaller and larger son of a position
 
 	// the match of the position before
 	length, at int
 }
 
 func (f *finder) reset(block []byte) {
-	f.block = block
-	for i := range f.head {
-		f.head[i] = -1
+	f.base += f.next + 1 // empty places are none
+	f.next = 0
+	if f.base > math.MaxInt32-MaxInput {
+		clear(f.head[:])
+		f.base = 1
 	}
+	f.block = block
 	f.length, f.at = 0, 0
 	f.spare = f.pace << 12
 }
 
-// longest enters position i and gives the longest match that was found, of
-// length 0 if there is none. It is called for each position in turn.
+// longest enters position i, behind which there are minMatch bytes at least, and gives
+// the longest match that was found, of length 0 if there is none. It is called
+// for each position in turn.
 func (f *finder) longest(i int) (length, at int) {
-	s := f.block
+	s, base := f.block, f.base
+	low := max(0, i-maxOffset)
 	limit := len(s) - i
-	if limit < minMatch {
-		return 0, 0
-	}
-	// The match before this position goes on, shorter by one byte.
-	knownAt, known := f.at+1, f.length-1
-	if known >= f.enough {
-		f.length, f.at = known, knownAt
-		return known, knownAt
-	}
+	enough := min(f.enough, limit)
+	f.next = i + 1
+
 	root := &f.head[load32(s, i)*hashFactor>>(32-hashBits)]
-	cur := int(*root)
-	*root = int32(i)
-	left := &f.sons[2*(i&windowMask)]
-	right := &f.sons[2*(i&windowMask)+1]
-	var leftLen, rightLen int
+	cur := int(*root) - base
+	*root = int32(base + i)
+
+	// The match before this position goes on, shorter by one byte.
 	best, at := minMatch-1, 0
+	if f.length > minMatch {
+		best, at = f.length-1, f.at+1
+	}
+
+	node := &f.sons[(base+i)&windowMask]
+	left, right := &node[0], &node[1]
+	var leftLen, rightLen int
 	f.spare = min(f.spare+f.pace, f.pace<<12)
 	depth := min(f.depth, f.spare)
 	used := 0
-	for ; used < depth && cur >= 0 && i-cur <= maxOffset; used++ {
-		pair := f.sons[2*(cur&windowMask):][:2]
-		n := min(leftLen, rightLen)
-		if cur == knownAt && known > n {
-			n = known
+	for ; used < depth && cur >= low; used++ {
+		node := &f.sons[(base+cur)&windowMask]
+		n, less := min(leftLen, rightLen), false
+		for n < enough {
+			if n+8 > limit {
+				n = common(s, cur, i, n, limit)
+				less = n < limit && s[cur+n] < s[i+n]
+				break
+			}
+			x, y := big64(s, cur+n), big64(s, i+n)
+			if d := x ^ y; d != 0 {
+				n, less = n+bits.LeadingZeros64(d)>>3, x < y
+				break
+			}
+			n += 8
 		}
-		used -= n / compareUnit
-		n = common(s, cur, i, n, limit)
-		used += n / compareUnit
+		if n >= enough {
+			if best < enough {
+				best, at = common(s, cur, i, n, limit), cur
+			}
+			// This position takes the place of cur.
+			*left, *right = node[0], node[1]
+			goto done
+		}
 		if n > best {
 			best, at = n, cur
 		}
-		if n == limit {
-			// This position takes the place of cur.
-			*left, *right = pair[0], pair[1]
-			goto done
-		}
-		if s[cur+n] < s[i+n] {
-			*left = int32(cur)
-			left = &pair[1]
-			cur = int(*left)
+		if less {
+			*left = int32(base + cur)
+			left = &node[1]
+			cur = int(*left) - base
 			leftLen = n
 		} else {
-			*right = int32(cur)
-			right = &pair[0]
-			cur = int(*right)
+			*right = int32(base + cur)
+			right = &node[0]
+			cur = int(*right) - base
 			rightLen = n
 		}
 	}
-	*left, *right = -1, -1
+	*left, *right = 0, 0
 done:
 	f.spare -= used
 	if best < minMatch {
