@@ -128,7 +128,7 @@ func (o *Options) build(ctx context.Context, tree *fullTree, program string, min
 		o.Warn(fmt.Sprintf("%d entries of %s are left out, as the kernel leaves them out; the first: %s",
 			n, o.Source.Path(), tree.Dropped[0]))
 	}
-	changes, err := replaceSwitchRoot(tree.Tree, tree.contents, kind, program)
+	changes, err := replaceSwitchRoot(tree.Tree, tree.writer, kind, program)
 	if err != nil {
 		return nil, err
 	}
@@ -213,7 +213,7 @@ func (o *Options) build(ctx context.Context, tree *fullTree, program string, min
 // image puts the image of a tree into the empty file f.
 func (o *Options) image(ctx context.Context, tree *fullTree, f *os.File) (Image, error) {
 	if o.Reuse != "" {
-		image, err := tree.copyImage(f, o.Reuse, o.KernelVersion, o.Epoch)
+		image, err := tree.copyImage(ctx, f, o.Reuse, o.KernelVersion, o.Epoch)
 		if err == nil {
 			o.Progress("taking the image from " + o.Reuse)
 			return image, nil

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/cpio"
 	"initoverlayfs/initrd/erofs"
 )
@@ -74,9 +73,9 @@ func CreateImage(ctx context.Context, src Source, out string, p Producer, o Imag
 // fullTree is a source that was read, with its contents in an image writer.
 type fullTree struct {
 	*cpio.Tree
-	contents *digestStore
-	writer   ImageWriter
-	sha256   string // of the archive
+	writer  ImageWriter
+	options ImageOptions
+	sha256  string // of the archive
 }
 
 // readTree reads a source once, from its beginning to its end.
@@ -90,12 +89,9 @@ func readTree(ctx context.Context, src Source, p Producer, o ImageOptions) (_ *f
 			err = errors.Join(fmt.Errorf("read %s: %w", src.Path(), err), w.Close())
 		}
 	}()
-	t := &fullTree{
-		contents: &digestStore{ctx: ctx, Store: w, sums: make(map[int64][sha256.Size]byte)},
-		writer:   w,
-	}
+	t := &fullTree{writer: w, options: o}
 	if src.Dir != "" {
-		t.Tree, err = readDir(src.Dir, t.contents)
+		t.Tree, err = readDir(ctx, src.Dir, w)
 		return t, err
 	}
 	f, err := os.Open(src.Archive)
@@ -104,7 +100,7 @@ func readTree(ctx context.Context, src Source, p Producer, o ImageOptions) (_ *f
 	}
 	defer f.Close()
 	h := sha256.New()
-	if t.Tree, err = cpio.ReadTree(cpio.NewReader(io.TeeReader(f, h)), t.contents); err != nil {
+	if t.Tree, err = cpio.ReadTree(cpio.NewReader(io.TeeReader(f, h)), cancelStore{w, ctx}); err != nil {
 		return nil, err
 	}
 	// The reader may stop before the padding at the end.
@@ -121,16 +117,19 @@ func (t *fullTree) close() { _ = t.writer.Close() }
 
 // writeImage writes the image into the empty file f and reads back what it got.
 func (t *fullTree) writeImage(ctx context.Context, f *os.File, epoch int64) (Image, error) {
-	uuid, newest := t.imageUUID(epoch)
-	if err := t.writer.Write(ctx, f.Name(), t.Tree, uuid, newest); err != nil {
+	id, err := t.imageIdentity(ctx, epoch)
+	if err != nil {
+		return Image{}, err
+	}
+	if err := t.writer.Write(ctx, f.Name(), t.Tree, id); err != nil {
 		return Image{}, err
 	}
 	image, err := InspectImage(f)
 	if err != nil {
 		return Image{}, err
 	}
-	if image.UUID != uuid {
-		return Image{}, fmt.Errorf("the image has UUID %s, not %s", image.UUID, uuid)
+	if image.UUID != id.UUID {
+		return Image{}, fmt.Errorf("the image has UUID %s, not %s", image.UUID, id.UUID)
 	}
 	// A program that fakeroot cannot reach, a static one, sees the modes and
 	// owners of the temporary files.
@@ -161,64 +160,73 @@ func InspectImage(f *os.File) (Image, error) {
 	return Image{Superblock: sb, SizeBytes: n, SHA256: sum(h)}, nil
 }
 
-// imageUUID derives the image's identity from all that decides its bytes: every
-// path with its attributes and content, the producer and its options, and the
-// time that the image has as its own. That time is the newest in the tree, or
-// epoch if that is later, so that no file's time has to be clamped to it.
-func (t *fullTree) imageUUID(epoch int64) (bootconf.UUID, int64) {
+// imageIdentity derives the image's identity from all that decides its bytes:
+// every path with its attributes and content, the producer and its options, and
+// the time that the image has as its own. That time is the newest in the tree,
+// or epoch if that is later, so that no file's time has to be clamped to it.
+func (t *fullTree) imageIdentity(ctx context.Context, epoch int64) (erofs.Identity, error) {
+	id := erofs.Identity{Label: t.options.Label, BuildTime: t.newestTime(epoch)}
+	if t.options.UUID != nil {
+		id.UUID = *t.options.UUID
+		return id, nil
+	}
+	if err := t.writer.Digest(ctx); err != nil {
+		return id, err
+	}
 	h := sha256.New()
-	fmt.Fprintf(h, "initoverlayfs image 1\n%s\n", t.writer.Identity())
-	newest := epoch
+	fmt.Fprintf(h, "initoverlayfs image 2\n%s\n%q\n", t.writer.Identity(), id.Label)
 	first := make(map[*cpio.Node]string)
 	_ = t.Walk(func(path string, n *cpio.Node) error {
-		newest = max(newest, n.MTime)
 		if other, ok := first[n]; ok {
 			fmt.Fprintf(h, "%q link %q\n", path, other)
 			return nil
 		}
 		first[n] = path
-		fmt.Fprintf(h, "%q %o %d %d %d", path, n.Mode, n.UID, n.GID, n.MTime)
+		fmt.Fprintf(h, "%q %o %d %d %d.%09d", path, n.Mode, n.UID, n.GID, n.MTime, n.MTimeNsec)
 		switch n.Type() {
 		case cpio.TypeRegular:
 			fmt.Fprintf(h, " %d", n.Size)
 			if n.Size > 0 {
-				digest := t.contents.sums[n.Ref]
-				fmt.Fprintf(h, " %x", digest)
+				fmt.Fprintf(h, " %x", t.writer.Sum(n.Ref))
 			}
 		case cpio.TypeSymlink:
 			fmt.Fprintf(h, " %q", n.Target)
 		case cpio.TypeChar, cpio.TypeBlock:
 			fmt.Fprintf(h, " %d:%d", n.RDevMajor, n.RDevMinor)
 		}
-		fmt.Fprintln(h)
+		fmt.Fprintln(h, formatXattrs(n.Xattrs))
 		return nil
 	})
-	fmt.Fprintf(h, "%d\n", newest)
-	var u bootconf.UUID
-	copy(u[:], h.Sum(nil))
-	u[6] = u[6]&0x0f | 0x80 // version 8, vendor-specific; RFC 9562
-	u[8] = u[8]&0x3f | 0x80 // variant
-	return u, newest
+	fmt.Fprintf(h, "%d\n", id.BuildTime)
+	copy(id.UUID[:], h.Sum(nil))
+	id.UUID[6] = id.UUID[6]&0x0f | 0x80 // version 8, vendor-specific; RFC 9562
+	id.UUID[8] = id.UUID[8]&0x3f | 0x80 // variant
+	return id, nil
 }
 
-// digestStore takes the digest of every content on its way into a store, and
-// ends the reading when its context does.
-type digestStore struct {
+// newestTime gives the newest time in the tree, rounded up to seconds, or epoch.
+func (t *fullTree) newestTime(epoch int64) int64 {
+	newest := epoch
+	_ = t.Walk(func(_ string, n *cpio.Node) error {
+		if newest = max(newest, n.MTime); newest == n.MTime && n.MTimeNsec > 0 {
+			newest++
+		}
+		return nil
+	})
+	return newest
+}
+
+// cancelStore ends the reading of an archive when its context does.
+type cancelStore struct {
 	cpio.Store
-	ctx  context.Context
-	sums map[int64][sha256.Size]byte
+	ctx context.Context
 }
 
-func (s *digestStore) Put(body io.Reader, size int64) (int64, error) {
+func (s cancelStore) Put(body io.Reader, size int64) (int64, error) {
 	if err := s.ctx.Err(); err != nil {
 		return 0, err
 	}
-	h := sha256.New()
-	ref, err := s.Store.Put(io.TeeReader(body, h), size)
-	if err == nil {
-		s.sums[ref] = [sha256.Size]byte(h.Sum(nil))
-	}
-	return ref, err
+	return s.Store.Put(body, size)
 }
 
 func sum(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)) }

@@ -271,10 +271,10 @@ func TestImageOfDirectory(t *testing.T) {
 	must(os.Symlink("../one", filepath.Join(dir, "sub", "link")))
 	must(unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600))
 
-	s := &spool{dir: t.TempDir()}
-	tree, err := readDir(dir, s)
+	tree, err := readTree(t.Context(), Source{Dir: dir}, native{}, testLayouts()["lz4"])
 	must(err)
-	want := entriesOfTree(t, tree, s.Open)
+	defer tree.close()
+	want := entriesOfTree(t, tree.Tree, tree.writer.Open)
 	if got := want["one"]; got.NLink != 2 || got.UID != uint32(os.Getuid()) || got.Mode != unix.S_IFREG|0o640 {
 		t.Errorf("readDir: %+v", got)
 	}
@@ -304,7 +304,7 @@ func TestReadDirNamesWhatCannotBeRead(t *testing.T) {
 	if err := os.WriteFile(secret, []byte("x"), 0); err != nil {
 		t.Fatal(err)
 	}
-	_, err := readDir(dir, &spool{dir: t.TempDir()})
+	_, err := readTree(t.Context(), Source{Dir: dir}, native{}, testLayouts()["lz4"])
 	if !errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), secret) {
 		t.Errorf("error %v, want permission denied for %s", err, secret)
 	}

@@ -13,7 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/cpio"
 	"initoverlayfs/initrd/erofs"
 )
@@ -101,7 +100,10 @@ func (w *mkfsWriter) Identity() string { return w.identity }
 
 func (w *mkfsWriter) Close() error { return os.RemoveAll(w.dir) }
 
-func (w *mkfsWriter) Write(ctx context.Context, path string, tree *cpio.Tree, uuid bootconf.UUID, buildTime int64) error {
+func (w *mkfsWriter) Write(ctx context.Context, path string, tree *cpio.Tree, id erofs.Identity) error {
+	if err := tree.Walk(refuseXattrs); err != nil {
+		return err
+	}
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return err
@@ -122,11 +124,11 @@ func (w *mkfsWriter) Write(ctx context.Context, path string, tree *cpio.Tree, uu
 	if err := os.WriteFile(statePath, []byte(state), privateMode); err != nil {
 		return err
 	}
-	args := append([]string{"-i", statePath, "--", w.mkfs}, mkfsArgs(w.options, uuid)...)
+	args := append([]string{"-i", statePath, "--", w.mkfs}, mkfsArgs(w.options, id)...)
 	args = append(args, w.features...)
 	cmd := exec.CommandContext(ctx, w.fakeroot, append(args, path, root)...)
 	// mkfs.erofs clamps times to SOURCE_DATE_EPOCH and takes it as its own.
-	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH="+strconv.FormatInt(buildTime, 10))
+	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH="+strconv.FormatInt(id.BuildTime, 10))
 	// fakeroot is a shell script with a daemon beside it, which it ends itself
 	// when it is told to end and nothing keeps it waiting.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -144,13 +146,28 @@ func (w *mkfsWriter) Write(ctx context.Context, path string, tree *cpio.Tree, uu
 }
 
 // mkfsArgs are the options of mkfs.erofs 1.5 and later.
-func mkfsArgs(o ImageOptions, uuid bootconf.UUID) []string {
-	args := []string{"--quiet", "-x-1", "-U" + uuid.String()}
+func mkfsArgs(o ImageOptions, id erofs.Identity) []string {
+	args := []string{"--quiet", "-x-1", "-U" + id.UUID.String()}
+	if id.Label != "" {
+		args = append(args, "-L"+id.Label)
+	}
 	if o.Compress.DAX() {
 		// Contents in the inode's own block are not page-aligned.
 		return append(args, "-Enoinline_data")
 	}
 	return append(args, "-z"+o.Compress.String(), "-C"+strconv.Itoa(o.PclusterBytes))
+}
+
+// refuseXattrs refuses what mkfs.erofs would have to take from temporary files,
+// on which no ordinary user may set it.
+func refuseXattrs(path string, n *cpio.Node) error {
+	if len(n.Xattrs) == 0 {
+		return nil
+	}
+	return &HintedError{
+		fmt.Errorf("%s has extended attributes, which only the native producer keeps", path),
+		"use --mkfs native",
+	}
 }
 
 // mkfsFeatures gives the arguments for features that are on.

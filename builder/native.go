@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
-	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/cpio"
 	"initoverlayfs/initrd/erofs"
 	"initoverlayfs/initrd/lz4hc"
@@ -58,15 +58,19 @@ type nativeWriter struct {
 
 func (w *nativeWriter) Identity() string { return w.identity }
 
+func (w *nativeWriter) Add(source io.ReaderAt, size int64) (int64, error) {
+	return w.Writer.Add(source, size), nil
+}
+
 func (w *nativeWriter) Close() error { return w.spool.Close() }
 
-func (w *nativeWriter) Write(ctx context.Context, path string, tree *cpio.Tree, uuid bootconf.UUID, buildTime int64) error {
+func (w *nativeWriter) Write(ctx context.Context, path string, tree *cpio.Tree, id erofs.Identity) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
 	root := erofsNodes{}.node(tree.Root())
-	size, err := w.Writer.Write(ctx, f, root, erofs.Identity{UUID: uuid, BuildTime: buildTime})
+	size, err := w.Writer.Write(ctx, f, root, id)
 	if err == nil {
 		err = f.Truncate(size)
 	}
@@ -84,7 +88,7 @@ func (e erofsNodes) node(n *cpio.Node) *erofs.Node {
 		return known
 	}
 	en := &erofs.Node{
-		Mode: n.Mode, UID: n.UID, GID: n.GID, MTime: n.MTime, RDevMajor: n.RDevMajor, RDevMinor: n.RDevMinor,
+		Mode: n.Mode, UID: n.UID, GID: n.GID, MTime: n.MTime, MTimeNsec: n.MTimeNsec, Xattrs: n.Xattrs, RDevMajor: n.RDevMajor, RDevMinor: n.RDevMinor,
 		Size: n.Size, Ref: n.Ref, Target: n.Target,
 	}
 	if n.IsDir() {

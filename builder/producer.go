@@ -24,14 +24,19 @@ type Producer interface {
 // them then or spool them; the tree follows when it is complete.
 type ImageWriter interface {
 	cpio.Store
+	// Add takes a content that stays in source, with its size bytes, until
+	// Write is done.
+	Add(source io.ReaderAt, size int64) (ref int64, err error)
+	// Digest computes the digests of the contents, which Sum then gives.
+	Digest(ctx context.Context) error
+	Sum(ref int64) erofs.Sum
 	// Identity names all besides the tree that decides over the image's bytes:
 	// the program that lays them out, and its options.
 	Identity() string
 	// Open reads back a content that was put and not deleted, before Write.
 	Open(ref int64) (io.ReadCloser, error)
-	// Write writes the image of tree into the empty file at path. The
-	// superblock gets uuid and, as the time of the build, buildTime in seconds.
-	Write(ctx context.Context, path string, tree *cpio.Tree, uuid bootconf.UUID, buildTime int64) error
+	// Write writes the image of tree into the empty file at path.
+	Write(ctx context.Context, path string, tree *cpio.Tree, id erofs.Identity) error
 	// Close gives back what the writer occupies, whether Write ran or not.
 	Close() error
 }
@@ -42,7 +47,11 @@ type ImageOptions struct {
 	PclusterBytes int // largest compressed cluster
 	Features      ImageFeatures
 	// Kernel is the oldest that has to read the image; zero: BaselineKernel.
-	Kernel  erofs.KernelVersion
+	Kernel erofs.KernelVersion
+	// UUID of the image; nil: it is derived from what goes into the image.
+	UUID *bootconf.UUID
+	// Label has at most erofs.MaxLabel bytes.
+	Label   string
 	TempDir string // for what is spooled; empty: os.TempDir
 }
 
@@ -95,6 +104,9 @@ func (o ImageOptions) Check() error {
 	n := o.PclusterBytes
 	if n < 4096 || n > 1<<20 || n&(n-1) != 0 {
 		return fmt.Errorf("bad pcluster size %d; it is a power of two from 4096 to 1048576", n)
+	}
+	if len(o.Label) > erofs.MaxLabel || strings.ContainsRune(o.Label, 0) {
+		return fmt.Errorf("bad label %q; it has at most %d bytes, none of them zero", o.Label, erofs.MaxLabel)
 	}
 	return nil
 }

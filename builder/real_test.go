@@ -17,6 +17,9 @@ import (
 // time, size, content, links and device number, except for what the manifest
 // lists.
 func TestRealTrees(t *testing.T) {
+	if boots, err := fixtures.Wanted(); err != nil || boots == fixtures.None {
+		t.Skip("INITOVERLAYFS_VM asks for nothing that takes long: ", err)
+	}
 	for _, test := range []struct {
 		fixture string
 		kind    string
@@ -52,7 +55,7 @@ func TestRealTrees(t *testing.T) {
 			if err := os.WriteFile(program, []byte("ours"), 0o755); err != nil {
 				t.Fatal(err)
 			}
-			changes, err := replaceSwitchRoot(tree.Tree, tree.contents, test.kind, program)
+			changes, err := replaceSwitchRoot(tree.Tree, tree.writer, test.kind, program)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,12 +12,19 @@ import (
 // copyImage copies the image of an earlier build in dir into the empty file f,
 // if it is the one that would be made of this tree: the UUID stands for all that
 // decides an image's bytes. On an error f is empty.
-func (t *fullTree) copyImage(f *os.File, dir, kver string, epoch int64) (image Image, err error) {
+func (t *fullTree) copyImage(ctx context.Context, f *os.File, dir, kver string, epoch int64) (image Image, err error) {
 	m, err := ReadManifest(filepath.Join(dir, manifestName(kver)))
 	if err != nil {
 		return Image{}, err
 	}
-	if uuid, _ := t.imageUUID(epoch); m.Image.UUID != uuid.String() {
+	if t.options.UUID != nil {
+		return Image{}, errors.New("the UUID that this one is to have does not tell its content")
+	}
+	id, err := t.imageIdentity(ctx, epoch)
+	if err != nil {
+		return Image{}, err
+	}
+	if m.Image.UUID != id.UUID.String() {
 		return Image{}, errors.New("it is of another tree, or made in another way")
 	}
 	old, err := os.Open(filepath.Join(dir, m.Image.File))

@@ -1,10 +1,7 @@
 package builder
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -35,7 +32,7 @@ func unpack(dir string, tree *cpio.Tree, s *spool) (*unpacked, error) {
 	for i := len(u.order) - 1; i >= 0; i-- {
 		n := u.order[i]
 		path := u.paths[n]
-		t := unix.Timespec{Sec: n.MTime}
+		t := unix.Timespec{Sec: n.MTime, Nsec: int64(n.MTimeNsec)}
 		if err := unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{t, t}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return nil, &fs.PathError{Op: "utimensat", Path: path, Err: err}
 		}
@@ -86,102 +83,4 @@ func (u *unpacked) fakerootState() (string, error) {
 			st.Dev, st.Ino, n.Mode, n.UID, n.GID, st.Nlink, unix.Mkdev(n.RDevMajor, n.RDevMinor))
 	}
 	return b.String(), nil
-}
-
-// readDir reads the hierarchy below dir as lstat shows it, contents into s.
-// What the user may not read is an error that names it.
-func readDir(dir string, s cpio.Store) (*cpio.Tree, error) {
-	r := dirReader{store: s, seen: make(map[inode]*cpio.Node)}
-	root, err := r.node(dir)
-	if err != nil {
-		return nil, err
-	}
-	if !root.IsDir() {
-		return nil, fmt.Errorf("%s is not a directory", dir)
-	}
-	var empty bytes.Buffer
-	if err := cpio.NewWriter(&empty).Close(); err != nil {
-		return nil, err
-	}
-	tree, err := cpio.ReadTree(cpio.NewReader(&empty), s)
-	if err != nil {
-		return nil, err
-	}
-	*tree.Root() = *root
-	return tree, nil
-}
-
-type inode struct{ dev, ino uint64 }
-
-type dirReader struct {
-	store cpio.Store
-	seen  map[inode]*cpio.Node // of what has several names
-}
-
-func (r *dirReader) node(path string) (*cpio.Node, error) {
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
-		return nil, &fs.PathError{Op: "lstat", Path: path, Err: err}
-	}
-	id := inode{st.Dev, st.Ino}
-	if n, ok := r.seen[id]; ok {
-		n.NLink++
-		return n, nil
-	}
-	n := &cpio.Node{Mode: st.Mode, UID: st.Uid, GID: st.Gid, MTime: st.Mtim.Sec, NLink: 1}
-	var err error
-	switch n.Type() {
-	case cpio.TypeDir:
-		n.NLink = 2
-		err = r.children(path, n)
-	case cpio.TypeSymlink:
-		n.Target, err = os.Readlink(path)
-	case cpio.TypeRegular:
-		err = r.content(path, n, st.Size)
-	case cpio.TypeChar, cpio.TypeBlock:
-		n.RDevMajor, n.RDevMinor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if st.Nlink > 1 && !n.IsDir() {
-		r.seen[id] = n
-	}
-	return n, nil
-}
-
-func (r *dirReader) children(path string, n *cpio.Node) error {
-	entries, err := os.ReadDir(path)
-	if err != nil {
-		return err
-	}
-	n.Children = make(map[string]*cpio.Node, len(entries))
-	for _, e := range entries {
-		child, err := r.node(filepath.Join(path, e.Name()))
-		if err != nil {
-			return err
-		}
-		n.Children[e.Name()] = child
-		if child.IsDir() {
-			n.NLink++
-		}
-	}
-	return nil
-}
-
-func (r *dirReader) content(path string, n *cpio.Node, size int64) error {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if size == 0 {
-		return nil // but it can be read
-	}
-	n.Size = size
-	n.Ref, err = r.store.Put(io.LimitReader(f, size), size)
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("read %s: the file became shorter: %w", path, err)
-	}
-	return err
 }

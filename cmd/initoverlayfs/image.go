@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"initoverlayfs/builder"
+	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/erofs"
 )
 
@@ -73,13 +74,16 @@ func (l *layoutFlags) options() (builder.Producer, builder.ImageOptions, error) 
 
 func (a *app) imageCreateCommand() *cobra.Command {
 	var layout layoutFlags
+	var uuid, label string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "create SRC OUT",
 		Short: "Make the image of a directory or of an initramfs archive",
 		Long: "Make the EROFS image OUT of SRC, a directory or an initramfs archive in any\n" +
 			"compression that the kernel knows. OUT appears complete or not at all. Root\n" +
-			"is not needed: owners and device nodes of an archive are kept.\n\n" +
+			"is not needed: owners and device nodes of an archive are kept. Of a directory,\n" +
+			"extended attributes and parts of seconds are kept, too; its files are read when\n" +
+			"they are packed, and one that changes meanwhile is an error.\n\n" +
 			"The image has what the kernel named by --kernel-version can read, and nothing\n" +
 			"that came later. Linux 5.17 brought ztailpacking, 6.1 fragments and dedupe.",
 		Args: cobra.ExactArgs(2),
@@ -87,6 +91,17 @@ func (a *app) imageCreateCommand() *cobra.Command {
 			producer, options, err := layout.options()
 			if err != nil {
 				return err
+			}
+			if uuid != "" {
+				u, err := bootconf.ParseUUID(uuid)
+				if err != nil {
+					return usageErrorf("--uuid: %v", err)
+				}
+				options.UUID = &u
+			}
+			options.Label = label
+			if err := options.Check(); err != nil {
+				return usageErrorf("--label: %v", err)
 			}
 			epoch, err := a.sourceDateEpoch()
 			if err != nil {
@@ -105,6 +120,8 @@ func (a *app) imageCreateCommand() *cobra.Command {
 		}),
 	}
 	layout.add(cmd.Flags(), builder.BaselineKernel.String()+", on every machine")
+	cmd.Flags().StringVar(&uuid, "uuid", "", "`UUID` of the image (default: derived from what goes into it)")
+	cmd.Flags().StringVar(&label, "label", "", fmt.Sprintf("`NAME` of the volume, at most %d bytes", erofs.MaxLabel))
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the image's description as JSON")
 	return cmd
 }

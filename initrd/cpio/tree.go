@@ -22,6 +22,10 @@ type Node struct {
 	Target    string           // of a symlink
 	NLink     int              // names; of a directory 2 and one for each subdirectory
 	Children  map[string]*Node // of a directory
+
+	// What no archive has; trees of other sources may.
+	MTimeNsec uint32
+	Xattrs    map[string][]byte // by full name, as "user.x"
 }
 
 // Type gives the S_IFMT bits of the mode.
@@ -451,6 +455,9 @@ func (u *unpacker) setDirTimes() {
 		}
 	}
 }
+
+// NewTree makes a tree of nodes that were not read from an archive.
+func NewTree(root *Node) *Tree { return &Tree{root: root} }
 
 // Root gives the root directory.
 func (t *Tree) Root() *Node { return t.root }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io"
 	"runtime"
 
@@ -76,7 +75,8 @@ type Spool interface {
 // order and while the source is still being read; Write then encodes those that
 // the tree names, in the tree's order. So the image depends neither on the order
 // of the source nor on what was put and deleted again, and each content is read
-// from its source once. The price is a spool as large as all contents put.
+// from its source once. The price is a spool as large as all contents put; those
+// that stay where they are until then are added instead.
 //
 // Memory is the tree's, 8 bytes for each physical cluster, and for each worker
 // about 8 MiB and an encoder.
@@ -86,13 +86,6 @@ type Writer struct {
 	contents []content // by reference
 	end      int64     // of what is in the spool
 	buf      []byte
-	seed     maphash.Seed
-}
-
-// content is a stretch of the spool.
-type content struct {
-	offset, size int64
-	hash         uint64 // of the bytes, with the writer's seed
 }
 
 // NewWriter starts an image. The spool is empty.
@@ -104,15 +97,13 @@ func NewWriter(spool Spool, o Options) (*Writer, error) {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
 	o.Workers = min(max(o.Workers, 1), maxWorkers)
-	return &Writer{spool: spool, options: o, buf: make([]byte, 256<<10), seed: maphash.MakeSeed()}, nil
+	return &Writer{spool: spool, options: o, buf: make([]byte, 256<<10)}, nil
 }
 
 // Put takes the size bytes of body and gives the reference for Node.Ref. A body
 // that ends before is io.ErrUnexpectedEOF.
 func (w *Writer) Put(body io.Reader, size int64) (ref int64, err error) {
-	var h maphash.Hash
-	h.SetSeed(w.seed)
-	to := io.MultiWriter(io.NewOffsetWriter(w.spool, w.end), &h)
+	to := struct{ io.Writer }{io.NewOffsetWriter(w.spool, w.end)} // CopyBuffer uses the buffer then
 	n, err := io.CopyBuffer(to, struct{ io.Reader }{io.LimitReader(body, size)}, w.buf)
 	if err == nil && n != size {
 		err = fmt.Errorf("content has %d of %d bytes: %w", n, size, io.ErrUnexpectedEOF)
@@ -120,9 +111,16 @@ func (w *Writer) Put(body io.Reader, size int64) (ref int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	w.contents = append(w.contents, content{w.end, size, h.Sum64()})
+	w.contents = append(w.contents, content{source: w.spool, offset: w.end, size: size})
 	w.end += size
 	return int64(len(w.contents) - 1), nil
+}
+
+// Add takes a content that stays in source, with its size bytes, until Write is
+// done.
+func (w *Writer) Add(source io.ReaderAt, size int64) (ref int64) {
+	w.contents = append(w.contents, content{source: source, size: size})
+	return int64(len(w.contents) - 1)
 }
 
 // Delete drops a content. Its place in the spool is not used again.
@@ -140,7 +138,7 @@ func (w *Writer) Open(ref int64) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return io.NopCloser(io.NewSectionReader(w.spool, c.offset, c.size)), nil
+	return io.NopCloser(c.reader()), nil
 }
 
 func (w *Writer) content(ref int64) (*content, error) {
@@ -150,11 +148,14 @@ func (w *Writer) content(ref int64) (*content, error) {
 	return &w.contents[ref], nil
 }
 
+// MaxLabel is the size of the place for a label, in bytes.
+const MaxLabel = len(diskSuper{}.VolumeName)
+
 // Identity is what tells an image from others. Inodes with the build time as
 // their own are smaller.
 type Identity struct {
 	UUID          bootconf.UUID
-	Label         string // 16 bytes at most
+	Label         string // of MaxLabel bytes at most
 	BuildTime     int64  // seconds since 1970
 	BuildTimeNsec uint32
 }
@@ -165,8 +166,13 @@ type Identity struct {
 //
 // Errors name the path they are about.
 func (w *Writer) Write(ctx context.Context, out io.WriterAt, root *Node, id Identity) (int64, error) {
-	if len(id.Label) > len(diskSuper{}.VolumeName) {
-		return 0, fmt.Errorf("EROFS label %q is longer than %d bytes", id.Label, len(diskSuper{}.VolumeName))
+	if len(id.Label) > MaxLabel {
+		return 0, fmt.Errorf("EROFS label %q is longer than %d bytes", id.Label, MaxLabel)
+	}
+	if w.options.Dedupe {
+		if err := w.Digest(ctx); err != nil {
+			return 0, fmt.Errorf("EROFS writer: %w", err)
+		}
 	}
 	p, err := w.plan(root, id)
 	if err != nil {

@@ -89,14 +89,14 @@ type planner struct {
 	plan  *plan
 	seen  map[*Node]*planInode
 	datas map[int64]*planData
-	equal map[contentKey][]*planData
+	equal map[contentKey]*planData
 	pack  packedReader
 }
 
 // contentKey is the same for equal contents.
 type contentKey struct {
 	size int64
-	hash uint64
+	sum  Sum
 }
 
 func (w *Writer) plan(root *Node, id Identity) (*plan, error) {
@@ -104,7 +104,7 @@ func (w *Writer) plan(root *Node, id Identity) (*plan, error) {
 		return nil, errors.New("the root is not a directory")
 	}
 	p := &planner{w: w, id: id, plan: &plan{}, seen: make(map[*Node]*planInode),
-		datas: make(map[int64]*planData), equal: make(map[contentKey][]*planData)}
+		datas: make(map[int64]*planData), equal: make(map[contentKey]*planData)}
 	r, err := p.inode("/", root, nil)
 	if err != nil {
 		return nil, err
@@ -239,56 +239,33 @@ func (p *planner) finish(in *planInode) error {
 	if c.size != n.Size {
 		return fmt.Errorf("size %d, but its content has %d bytes", n.Size, c.size)
 	}
-	if in.data, err = p.data(n.Ref, c, in.path); err != nil {
-		return err
-	}
+	in.data = p.data(n.Ref, c, in.path)
 	in.data.room = min(in.data.room, in.room())
 	return nil
 }
 
 // data finds or adds a content.
-func (p *planner) data(ref int64, c *content, path string) (*planData, error) {
+func (p *planner) data(ref int64, c *content, path string) *planData {
 	if d := p.datas[ref]; d != nil {
-		return d, nil
+		return d
 	}
-	d := &planData{source: io.NewSectionReader(p.w.spool, c.offset, c.size), size: c.size, path: path, room: blockSize}
+	d := &planData{source: c.reader(), size: c.size, path: path, room: blockSize}
 	p.datas[ref] = d
 	if p.w.options.Dedupe {
-		key := contentKey{c.size, c.hash}
-		for _, other := range p.equal[key] {
-			if same, err := equalContents(d, other); err != nil {
-				return nil, err
-			} else if same {
-				p.datas[ref], p.plan.shared = other, true
-				return other, nil
-			}
+		key := contentKey{c.size, c.sum}
+		if other := p.equal[key]; other != nil {
+			p.datas[ref], p.plan.shared = other, true
+			return other
 		}
-		p.equal[key] = append(p.equal[key], d)
+		p.equal[key] = d
 	}
 	if c.size <= p.w.options.PackBytes {
 		d.layout, d.start = LayoutCompressedFull, uint64(p.pack.size())
 		p.pack.add(d)
-		return d, nil
+		return d
 	}
 	p.plan.contents = append(p.plan.contents, d)
-	return d, nil
-}
-
-// equalContents compares two contents of the same size.
-func equalContents(a, b *planData) (bool, error) {
-	var bufs [2][16 << 10]byte
-	for at := int64(0); at < a.size; at += int64(len(bufs[0])) {
-		n := min(a.size-at, int64(len(bufs[0])))
-		for i, d := range []*planData{a, b} {
-			if err := readAt(d.source, bufs[i][:n], at); err != nil {
-				return false, fmt.Errorf("read spooled content of %s: %w", d.path, err)
-			}
-		}
-		if bufs[0] != bufs[1] {
-			return false, nil
-		}
-	}
-	return true, nil
+	return d
 }
 
 // packedReader reads contents one behind the other.
