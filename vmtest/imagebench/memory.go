@@ -37,7 +37,7 @@ func (b *bench) memory(ctx context.Context) error {
 			return err
 		}
 		s, err := b.compare(ctx, tree.name, 1,
-			b.ours(levelMax, oursAll, dir), b.ours(levelDefault, oursAll, dir), b.ours(levelDefault, oursNone, dir))
+			b.ours(levelMax, allFeatures, pclusterBytes, dir), b.ours(levelDefault, allFeatures, pclusterBytes, dir), b.ours(levelDefault, noFeatures, pclusterBytes, dir))
 		if err != nil {
 			return err
 		}

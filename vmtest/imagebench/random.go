@@ -10,7 +10,7 @@ const randomBytes = 256 << 20
 
 // random compares the image of data that cannot be compressed with a copy of it.
 func (b *bench) random(ctx context.Context) error {
-	s, err := b.compareRandom(ctx, b.runs, func(dir string) contender { return b.ours(levelDefault, oursAll, dir) })
+	s, err := b.compareRandom(ctx, b.runs, func(dir string) contender { return b.ours(levelDefault, allFeatures, pclusterBytes, dir) })
 	if err != nil {
 		return err
 	}

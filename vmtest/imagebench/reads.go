@@ -46,10 +46,10 @@ func (b *bench) reads(ctx context.Context) error {
 		contenders []contender
 	}{
 		{"all features", []contender{
-			{maker: b.mkfsNew(), options: mkfsAll, input: tree}, b.ours(levelMax, oursAll, b.dracut),
+			{maker: b.mkfsNew(), options: mkfsAll, input: tree}, b.ours(levelMax, allFeatures, pclusterBytes, b.dracut),
 		}},
 		{"no features", []contender{
-			{maker: b.mkfsNew(), options: mkfsNone, input: tree}, b.ours(levelMax, oursNone, b.dracut),
+			{maker: b.mkfsNew(), options: mkfsNone, input: tree}, b.ours(levelMax, noFeatures, pclusterBytes, b.dracut),
 		}},
 	} {
 		if err := b.compareReads(ctx, variant.name, variant.contenders, orders); err != nil {

@@ -25,15 +25,15 @@ type maker struct {
 	command func(options []string, input, out string) []string
 }
 
-// ours is initoverlayfs at a level, with the options that all have.
-func (b *bench) ours(l level, options, input string) contender {
-	return contender{b.initoverlayfsMaker(), "level " + l.name, l.options + " " + options, input, true}
-}
-
-func (b *bench) initoverlayfsMaker() maker {
-	return maker{"initoverlayfs", func(options []string, input, out string) []string {
+// ours is initoverlayfs with a level and features.
+func (b *bench) ours(level, features setting, pclusterBytes int, input string) contender {
+	m := maker{"initoverlayfs", func(options []string, input, out string) []string {
 		return append(append([]string{b.initoverlayfs, "image", "create", "--mkfs", "native"}, options...), input, out)
 	}}
+	return contender{
+		maker: m, label: level.name + features.name, input: input, check: true,
+		options: fmt.Sprintf("%s %s --pcluster %d", level.options, features.options, pclusterBytes),
+	}
 }
 
 func (b *bench) mkfsNew() maker {

@@ -7,23 +7,24 @@ import (
 	"path/filepath"
 )
 
-// A level is how hard initoverlayfs tries.
-type level struct{ name, options string }
+// A setting is a choice of options of initoverlayfs, and what tables call it.
+type setting struct{ name, options string }
 
 var (
-	levelMax     = level{"max", "--image-compress lz4hc,12"}
-	levelDefault = level{"default", "--image-compress lz4hc,9"}
-	levelFast    = level{"fast", "--image-compress lz4"}
+	levelMax     = setting{"level max", "--image-compress lz4hc,12"}
+	levelDefault = setting{"level default", "--image-compress lz4hc,9"}
+	levelFast    = setting{"level fast", "--image-compress lz4"}
+
+	// Linux 6.1 is the first that has all features.
+	allFeatures = setting{"", "--kernel-version 6.1"}
+	noFeatures  = setting{", no features", "--image-features no-ztailpacking,no-fragments,no-dedupe"}
 )
 
-// Options besides the level, and those of mkfs.erofs that they are compared
-// with. Linux 6.1 is the first that has all features.
+// What they are compared with.
 const (
-	oursAll  = "--pcluster 65536 --kernel-version 6.1"
-	oursNone = oursAll + " --image-features no-ztailpacking,no-fragments,no-dedupe"
-
-	mkfsAll  = "-zlz4hc,12 -C65536 -Eall-fragments,dedupe"
-	mkfsNone = "-zlz4hc,12 -C65536"
+	pclusterBytes = 64 << 10
+	mkfsAll       = "-zlz4hc,12 -C65536 -Eall-fragments,dedupe"
+	mkfsNone      = "-zlz4hc,12 -C65536"
 )
 
 // size compares images of two real trees. Ours are made from the archive as it
@@ -39,17 +40,17 @@ func (b *bench) size(ctx context.Context) error {
 			return err
 		}
 		about := fmt.Sprintf("Image of the %s archive, %d files and directories of %.1f MB", input.name, files, float64(bytes)/1e6)
-		ours := func(l level, options string) contender { return b.ours(l, options, input.archive) }
+		ours := func(level, features setting) contender { return b.ours(level, features, pclusterBytes, input.archive) }
 		theirs := func(m maker, options string) contender {
 			return contender{maker: m, options: options, input: tree, check: true}
 		}
 
 		s, err := b.compare(ctx, input.name, b.runs,
-			theirs(b.mkfsNew(), mkfsAll), ours(levelMax, oursAll), ours(levelDefault, oursAll), ours(levelFast, oursAll))
+			theirs(b.mkfsNew(), mkfsAll), ours(levelMax, allFeatures), ours(levelDefault, allFeatures), ours(levelFast, allFeatures))
 		if err != nil {
 			return err
 		}
-		if err := b.printComparison(about+":\n"+oursAll+"; ratios to the first row", s,
+		if err := b.printComparison(about+":\npclusters of 64 KiB, all features of Linux 6.1; ratios to the first row", s,
 			target{"level max, size", ratio(s[1].bytes, s[0].bytes), 1, ""},
 			target{"level max, wall time", ratio(s[1].wall(), s[0].wall()), 1. / 3, ""},
 			target{"level default, size", ratio(s[2].bytes, s[0].bytes), 1.01, ""},
@@ -59,12 +60,12 @@ func (b *bench) size(ctx context.Context) error {
 		}
 
 		s, err = b.compare(ctx, input.name, b.runs,
-			theirs(b.mkfsNew(), mkfsNone), ours(levelMax, oursNone), ours(levelDefault, oursNone), ours(levelFast, oursNone),
+			theirs(b.mkfsNew(), mkfsNone), ours(levelMax, noFeatures), ours(levelDefault, noFeatures), ours(levelFast, noFeatures),
 			theirs(b.mkfsOld(), mkfsNone), theirs(b.mkfsOld(), "-zlz4hc,9 -C65536"))
 		if err != nil {
 			return err
 		}
-		if err := b.printComparison(about+":\n"+oursNone+"; ratios to the first row", s); err != nil {
+		if err := b.printComparison(about+":\npclusters of 64 KiB, neither tail packing nor fragments nor deduplication; ratios to the first row", s); err != nil {
 			return err
 		}
 

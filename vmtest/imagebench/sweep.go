@@ -20,7 +20,7 @@ func (b *bench) sweep(ctx context.Context) error {
 		var contenders []contender
 		if kib <= 256 {
 			contenders = append(contenders,
-				b.ours(levelMax, fmt.Sprintf("--pcluster %d --kernel-version 6.1", kib<<10), b.sources),
+				b.ours(levelMax, allFeatures, kib<<10, b.sources),
 				contender{
 					maker: b.mkfsNew(), options: fmt.Sprintf("-zlz4hc,12 -C%d -Eall-fragments,dedupe", kib<<10),
 					input: b.sources, check: true,
