@@ -47,6 +47,7 @@ func (b *bench) reads(ctx context.Context) error {
 	}{
 		{"all features", []contender{
 			{maker: b.mkfsNew(), options: mkfsAll, input: tree}, b.ours(levelMax, allFeatures, pclusterBytes, b.dracut),
+			b.ours(levelMax, allFragments, pclusterBytes, b.dracut),
 		}},
 		{"no features", []contender{
 			{maker: b.mkfsNew(), options: mkfsNone, input: tree}, b.ours(levelMax, noFeatures, pclusterBytes, b.dracut),
@@ -103,7 +104,9 @@ func (b *bench) compareReads(ctx context.Context, variant string, contenders []c
 				secondsCell(median(seconds[i])), spreadCell(seconds[i]), ratioCell(median(seconds[i]), median(seconds[0])),
 				fmt.Sprintf("%.1f", median(read[i])/1e6), ratioCell(median(read[i]), median(read[0])))
 		}
-		targets = append(targets, target{o.name + ", wall time", ratio(median(seconds[1]), median(seconds[0])), 1, ""})
+		for i, c := range contenders[1:] {
+			targets = append(targets, target{c.label + ", " + o.name + ", wall time", ratio(median(seconds[i+1]), median(seconds[0])), 1, ""})
+		}
 	}
 	return t.print(b.out, targets...)
 }

@@ -15,9 +15,11 @@ var (
 	levelDefault = setting{"level default", "--image-compress lz4hc,9"}
 	levelFast    = setting{"level fast", "--image-compress lz4"}
 
-	// Linux 6.1 is the first that has all features.
-	allFeatures = setting{"", "--kernel-version 6.1"}
-	noFeatures  = setting{", no features", "--image-features no-ztailpacking,no-fragments,no-dedupe"}
+	// Linux 6.1 is the first that has all features. By default only small files
+	// are packed together; mkfs.erofs's all-fragments packs all of them.
+	allFeatures  = setting{"", "--kernel-version 6.1"}
+	allFragments = setting{", all fragments", "--kernel-version 6.1 --image-features fragments=1099511627776"}
+	noFeatures   = setting{", no features", "--image-features no-ztailpacking,no-fragments,no-dedupe"}
 )
 
 // What they are compared with.
@@ -46,7 +48,8 @@ func (b *bench) size(ctx context.Context) error {
 		}
 
 		s, err := b.compare(ctx, input.name, b.runs,
-			theirs(b.mkfsNew(), mkfsAll), ours(levelMax, allFeatures), ours(levelDefault, allFeatures), ours(levelFast, allFeatures))
+			theirs(b.mkfsNew(), mkfsAll), ours(levelMax, allFeatures), ours(levelDefault, allFeatures), ours(levelFast, allFeatures),
+			ours(levelMax, allFragments))
 		if err != nil {
 			return err
 		}
