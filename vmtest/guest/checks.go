@@ -48,6 +48,8 @@ func (g *guest) check(name, argument string) (any, error) {
 		return oldRoot()
 	case "insmod":
 		return true, insmod(argument)
+	case "dax_faults":
+		return daxFaults(argument)
 	case "images":
 		return g.images()
 	}

@@ -60,14 +60,7 @@ const perDisk = 100
 // by the images' names.
 func boot(t *testing.T, kernel string, images []checked) map[string]vmtest.ImageSeen {
 	t.Helper()
-	k := fixtures.OpenKernel(t, kernel)
-	m := vmtest.Machine{
-		Kernel: filepath.Join(t.TempDir(), "vmlinux"), Initrd: filepath.Join(t.TempDir(), "initrd"),
-		MemoryMiB: 512, Accel: vmtest.TCG, Timeout: 15 * time.Minute, LogParent: t.TempDir(),
-	}
-	if err := vmlinux.Extract(m.Kernel, k.Image); err != nil {
-		t.Fatal(err)
-	}
+	var m vmtest.Machine
 	for i := 0; i < len(images); i += perDisk {
 		var parts []disk.Partition
 		for j := i; j < min(i+perDisk, len(images)); j++ {
@@ -80,10 +73,6 @@ func boot(t *testing.T, kernel string, images []checked) map[string]vmtest.Image
 		}
 		m.Drives = append(m.Drives, vmtest.Drive{Path: path, ReadOnly: true})
 	}
-	if err := writeInitrd(m.Initrd, k, images); err != nil {
-		t.Fatal(err)
-	}
-	m.Append = []string{"vmtest.check=insmod:/modules,images"}
 	seen := map[string]vmtest.ImageSeen{}
 	m.OnEvent = func(e vmtest.Event) {
 		if e.Kind != vmtest.EventImage {
@@ -95,15 +84,33 @@ func boot(t *testing.T, kernel string, images []checked) map[string]vmtest.Image
 		}
 		seen[s.Name] = s
 	}
-	r, err := vmtest.Run(t.Context(), m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%d images, wall %.1f s, guest %.1f s", len(seen), r.Wall.Seconds(), r.LastS)
+	run(t, kernel, m, images, "images")
 	if len(seen) != len(images) {
 		t.Fatalf("%d images were looked at, want %d", len(seen), len(images))
 	}
 	return seen
+}
+
+// run boots a machine with the guest's initramfs, which does a check.
+func run(t *testing.T, kernel string, m vmtest.Machine, images []checked, check string) *vmtest.Result {
+	t.Helper()
+	k := fixtures.OpenKernel(t, kernel)
+	dir := t.TempDir()
+	m.Kernel, m.Initrd, m.LogParent = filepath.Join(dir, "vmlinux"), filepath.Join(dir, "initrd"), t.TempDir()
+	m.MemoryMiB, m.Accel, m.Timeout = 512, vmtest.TCG, 15*time.Minute
+	m.Append = []string{"vmtest.check=insmod:/modules," + check}
+	if err := vmlinux.Extract(m.Kernel, k.Image); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeInitrd(m.Initrd, k, images); err != nil {
+		t.Fatal(err)
+	}
+	r, err := vmtest.Run(t.Context(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("wall %.1f s, guest %.1f s", r.Wall.Seconds(), r.LastS)
+	return r
 }
 
 // writeInitrd writes an initramfs with the guest, the list of the images and
