@@ -44,9 +44,13 @@ func TestAgent(t *testing.T) {
 			files := map[string]string{
 				"proc/1/mountinfo": mountinfo,
 				"proc/uptime":      "17.25 10.00\n",
-				"proc/zoneinfo":    "Node 0, zone DMA32\n  pagesets\n    cpu: 0\n              count: 299\n              high:  4\n    cpu: 1\n              count: 2\n",
-				"proc/9/comm":      "(udev-worker)\n",
-				"proc/meminfo":     "MemTotal:         210752 kB\nMemFree:           1 kB\nMemAvailable:     175484 kB\n",
+				// Requests, merged ones, sectors and more.
+				"sys/class/block/vda/stat":  "     100        2      500    9 0 0 0 0 0 0 0\n",
+				"sys/class/block/vda1/stat": "90 2 400 9 0 0 0 0 0 0 0\n",
+				"proc/zoneinfo":             "Node 0, zone DMA32\n  pagesets\n    cpu: 0\n              count: 299\n              high:  4\n    cpu: 1\n              count: 2\n",
+				"proc/vmstat":               "pgpgin 300\npgpgout 1\npgfault 20\npgmajfault 3\n",
+				"proc/9/comm":               "(udev-worker)\n",
+				"proc/meminfo":              "MemTotal:         210752 kB\nMemFree:           1 kB\nMemAvailable:     175484 kB\n",
 			}
 			for name, text := range test.files {
 				files[name] = text
@@ -83,6 +87,7 @@ func TestAgent(t *testing.T) {
 				MemPerCPUKB: []int64{1204, 1204, 1204}, MemUsableKB: 176688, MemTotalKB: 210752, Record: json.RawMessage("null"), Mountinfo: strings.TrimSuffix(mountinfo, "\n"),
 				ErofsMounts: []string{`40 22 7:0 / /mnt/a\040"b\134 ro,relatime shared:9 master:2 - erofs /dev/loop0 ro,dax=always`},
 				ErofsSysfs:  []string{}, RootOptions: "ro,noatime",
+				ReadKB: 300, Disks: map[string]DiskReads{"vda": {100, 250}, "vda1": {90, 200}}, Faults: 20, MajorFaults: 3,
 			}
 			test.change(&want)
 			if diff := cmp.Diff(want, got); diff != "" {

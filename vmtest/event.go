@@ -43,6 +43,13 @@ type Done struct {
 	MemUsableKB int64 `json:"mem_usable_kb"`
 	MemTotalKB  int64 `json:"mem_total_kb"`
 
+	// What a boot has read: from all devices, a loop device's file counted twice,
+	// and from each disk and partition, by its name.
+	ReadKB      int64                `json:"read_kb"`
+	Disks       map[string]DiskReads `json:"disks"`
+	Faults      int64                `json:"faults"` // of pages, the major ones included
+	MajorFaults int64                `json:"major_faults"`
+
 	// Record is the guest's boot.json; absent or null after a plain boot.
 	Record json.RawMessage `json:"record"`
 
@@ -54,6 +61,12 @@ type Done struct {
 
 	// Checks has what each check of the command line found.
 	Checks map[string]json.RawMessage `json:"checks"`
+}
+
+// DiskReads is what was read from a disk.
+type DiskReads struct {
+	Requests int64 `json:"requests"`
+	KB       int64 `json:"kb"`
 }
 
 // BootRecord gives Record decoded, nil when there is none.

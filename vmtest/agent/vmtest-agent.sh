@@ -75,6 +75,25 @@ uptime_s() {
 	printf '%s' "$seconds"
 }
 
+# What was read from each disk and partition, by its name.
+disks() {
+	separator=
+	printf '{'
+	for file in "$root"/sys/class/block/*/stat; do
+		[ -e "$file" ] || continue
+		name=${file%/stat}
+		read -r requests _ sectors _ <"$file"
+		printf '%s"%s":{"requests":%s,"kb":%s}' "$separator" "${name##*/}" "$requests" $((sectors / 2))
+		separator=,
+	done
+	printf '}'
+}
+
+# A counter of the whole boot.
+vmstat() {
+	awk -v key="$1" '$1 == key { n = $2 } END { print n + 0 }' "$root/proc/vmstat"
+}
+
 # When systemd reached the target: some time before this script runs.
 multi_user_s() {
 	systemctl show --property=ActiveEnterTimestampMonotonic multi-user.target 2>/dev/null |
@@ -150,6 +169,8 @@ done_event() {
 	printf ',"mem_percpu_kb":[%s,%s,%s]' "$first_percpu" "$second_percpu" "$third_percpu"
 	printf ',"mem_usable_kb":%s' "$(median $((first + first_percpu)) $((second + second_percpu)) $((third + third_percpu)))"
 	printf ',"mem_total_kb":%s' "$(meminfo MemTotal)"
+	printf ',"read_kb":%s,"disks":%s' "$read_kb" "$read"
+	printf ',"faults":%s,"major_faults":%s' "$faults" "$major_faults"
 	printf ',"record":%s' "$(record)"
 	printf ',"mountinfo":%s' "$(json_string <"$root/proc/1/mountinfo")"
 	printf ',"erofs_mounts":%s' "$(erofs_mounts | json_array)"
@@ -161,6 +182,11 @@ done_event() {
 }
 
 reached=$(uptime_s)
+# Before anything else is read.
+read_kb=$(vmstat pgpgin)
+read=$(disks)
+faults=$(vmstat pgfault)
+major_faults=$(vmstat pgmajfault)
 case ${1:-} in
 --print)
 	done_event

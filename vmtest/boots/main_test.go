@@ -216,7 +216,7 @@ func (s spec) make(kernel fixtures.Kernel) (*build, error) {
 	if err != nil {
 		return nil, err
 	}
-	producer, err := builder.ProducerNamed("mkfs.erofs")
+	producer, err := builder.ProducerNamed("native")
 	if err != nil {
 		return nil, err
 	}

@@ -39,7 +39,7 @@ type document struct {
 
 // boot runs the verb on the root disk to multi-user.target, and checks what
 // holds for every good boot.
-func boot(t *testing.T, kernel fixtures.Kernel, args ...string) document {
+func boot(t testing.TB, kernel fixtures.Kernel, args ...string) document {
 	t.Helper()
 	cmd := command(t, append([]string{"boot", "--json", "--kver", kernel.Version, "--kernel", kernel.Image}, args...)...)
 	var stdout, stderr bytes.Buffer
@@ -205,7 +205,7 @@ func TestMultiUser(t *testing.T) {
 	}
 }
 
-func checkRecord(t *testing.T, d document, uuid string, backend bootconf.Backend) {
+func checkRecord(t testing.TB, d document, uuid string, backend bootconf.Backend) {
 	t.Helper()
 	r := d.Record
 	if r == nil {

@@ -55,7 +55,7 @@ var program = sync.OnceValues(func() (string, error) {
 })
 
 // command is a call of the command line.
-func command(t *testing.T, args ...string) *exec.Cmd {
+func command(t testing.TB, args ...string) *exec.Cmd {
 	t.Helper()
 	path, err := program()
 	if err != nil {
@@ -65,7 +65,7 @@ func command(t *testing.T, args ...string) *exec.Cmd {
 }
 
 // run runs a command to its good end and gives what it printed.
-func run(t *testing.T, cmd *exec.Cmd) []byte {
+func run(t testing.TB, cmd *exec.Cmd) []byte {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -87,9 +87,8 @@ type built struct {
 }
 
 // build runs the verb on two fixtures.
-func build(t *testing.T, kernel, initramfs string, args ...string) built {
+func build(t testing.TB, kernel, initramfs string, args ...string) built {
 	t.Helper()
-	needTools(t, "mkfs.erofs", "fakeroot")
 	b := built{kernel: fixtures.OpenKernel(t, kernel), source: fixtures.Path(t, initramfs), dir: t.TempDir()}
 	args = append(b.buildArgs(), args...)
 	b.Manifest = new(bootconf.Manifest)
@@ -113,7 +112,7 @@ func (b *built) buildArgs() []string {
 func (b *built) image() string { return filepath.Join(b.dir, b.Image.File) }
 
 // needTools skips the test, or fails it in CI, where a program is missing.
-func needTools(t *testing.T, names ...string) {
+func needTools(t testing.TB, names ...string) {
 	t.Helper()
 	for _, name := range names {
 		if _, err := exec.LookPath(name); err != nil {
@@ -123,7 +122,7 @@ func needTools(t *testing.T, names ...string) {
 }
 
 // notHere skips a test that this machine cannot run. In CI it can.
-func notHere(t *testing.T, why string) {
+func notHere(t testing.TB, why string) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
 		t.Fatal(why)
