@@ -45,6 +45,8 @@ var (
 	// in physical clusters of 4 KiB and compact indexes.
 	FeatureFormat       = Feature{"EROFS", KernelVersion{5, 4}}
 	FeatureBigPcluster  = Feature{"physical clusters of more than 4096 bytes", KernelVersion{5, 13}}
+	FeatureChunks       = Feature{"chunks and holes", KernelVersion{5, 15}}
+	FeatureBlobs        = Feature{"extra devices", KernelVersion{5, 16}}
 	FeatureZtailpacking = Feature{"ztailpacking", KernelVersion{5, 17}}
 	FeatureFragments    = Feature{"fragments", KernelVersion{6, 1}}
 	FeatureDedupe       = Feature{"dedupe", KernelVersion{6, 1}}
@@ -58,6 +60,7 @@ func (o Options) Features() []Feature {
 		Feature
 	}{
 		{o.Compress, FeatureBigPcluster},
+		{o.Holes || o.ChunkBytes > 0, FeatureChunks},
 		{o.Ztailpacking, FeatureZtailpacking},
 		{o.PackBytes > 0, FeatureFragments},
 		{o.Dedupe, FeatureDedupe},

@@ -52,8 +52,27 @@ type FS struct {
 	xattrBlkAddr uint32
 }
 
+// Device is a slot of the device table: a file or device that an image needs
+// besides itself.
+type Device struct {
+	// Tag names it. Of a blob that WriteSplit made it is the SHA-256 of the
+	// content, in hexadecimal digits.
+	Tag    string
+	Blocks uint64 // 0 if it is not said
+}
+
+// Devices is the device table, in its order.
+func (f *FS) Devices() []Device {
+	list := make([]Device, len(f.devices))
+	for i, d := range f.devices {
+		list[i] = Device{d.tag, d.blocks}
+	}
+	return list
+}
+
 // device is an extra device of the image.
 type device struct {
+	tag     string
 	space   *space // nil when it was not given
 	uniAddr uint64 // block
 	blocks  uint64
@@ -213,7 +232,7 @@ func (f *FS) readDevices(sb *diskSuper, blobs []io.ReaderAt) error {
 	for i := range n {
 		var slot diskDeviceSlot
 		decode(table[i*deviceSlotSize:], &slot)
-		d := device{uniAddr: uint64(slot.UniAddr), blocks: uint64(slot.Blocks)}
+		d := device{tag: paddedString(slot.Tag[:]), uniAddr: uint64(slot.UniAddr), blocks: uint64(slot.Blocks)}
 		if f.has(FeatureIncompat48Bit) {
 			d.uniAddr |= uint64(slot.UniAddrHi) << 32
 			d.blocks |= uint64(slot.BlocksHi) << 32

@@ -141,7 +141,7 @@ func ReadSuperblock(r io.ReaderAt) (Superblock, error) {
 		Blocks:          uint64(le.Uint32(raw[36:])),
 		MetaBlkAddr:     le.Uint32(raw[40:]),
 		UUID:            bootconf.UUID(raw[48:64]),
-		VolumeName:      volumeName(raw[64:80]),
+		VolumeName:      paddedString(raw[64:80]),
 		FeatureIncompat: le.Uint32(raw[80:]),
 		ExtraDevices:    int(le.Uint16(raw[86:])),
 	}
@@ -191,7 +191,8 @@ func superblockChecksum(block []byte) uint32 {
 	return ^crc32.Checksum(block, crc32.MakeTable(crc32.Castagnoli))
 }
 
-func volumeName(b []byte) string {
+// paddedString is a text that zeros may follow.
+func paddedString(b []byte) string {
 	if i := bytes.IndexByte(b, 0); i >= 0 {
 		b = b[:i]
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"runtime"
 
@@ -46,6 +47,15 @@ type Options struct {
 	// of their own, those of 2 MiB and more aligned to 2 MiB. Without DAX and
 	// Compress, the tail of a content lies behind its inode.
 	DAX bool
+	// Holes stores a content that is nearly all zeros as chunks, of which those
+	// of zeros take nothing but a place in the map; Linux 5.15. The others are
+	// not compressed. It is done where the size is clear before encoding: see
+	// sparse.
+	Holes bool
+	// ChunkBytes stores equal chunks of contents once, and implies Holes. It is
+	// a power of two from 4096 to 1 GiB; 0 is off. Without Compress only; Linux
+	// 5.15. A content without an equal or a zero chunk is laid out as without.
+	ChunkBytes int
 	// Workers is how many contents and pieces of contents are encoded at once;
 	// 0 is one for each processor, 8 at most. The image does not depend on it.
 	Workers int
@@ -60,6 +70,10 @@ func (o Options) check() error {
 		return fmt.Errorf("pcluster size %d is not a power of two from %d to %d", n, blockSize, maxPclusterSize)
 	case !o.Compress && (o.Ztailpacking || o.PackBytes > 0 || o.Dedupe):
 		return errors.New("without compression there are no clusters to pack or share")
+	case o.Compress && o.ChunkBytes != 0:
+		return errors.New("compressed contents have no chunks")
+	case o.ChunkBytes != 0 && (o.ChunkBytes < blockSize || o.ChunkBytes > 1<<maxChunkBits || o.ChunkBytes&(o.ChunkBytes-1) != 0):
+		return fmt.Errorf("chunk size %d is not a power of two from %d to %d", o.ChunkBytes, blockSize, 1<<maxChunkBits)
 	}
 	return nil
 }
@@ -75,17 +89,20 @@ type Spool interface {
 // order and while the source is still being read; Write then encodes those that
 // the tree names, in the tree's order. So the image depends neither on the order
 // of the source nor on what was put and deleted again, and each content is read
-// from its source once. The price is a spool as large as all contents put; those
-// that stay where they are until then are added instead.
+// from its source once. The price is a spool as large as all contents put, less
+// their blocks of zeros; those that stay where they are until then are added
+// instead.
 //
 // Memory is the tree's, 8 bytes for each physical cluster, and for each worker
-// about 8 MiB and an encoder.
+// about 8 MiB and an encoder; for chunks that are shared, also 8 bytes for each
+// block of all contents put, and about 60 for each different chunk.
 type Writer struct {
 	spool    Spool
 	options  Options
 	contents []content // by reference
 	end      int64     // of what is in the spool
 	buf      []byte
+	seed     maphash.Seed
 }
 
 // NewWriter starts an image. The spool is empty.
@@ -97,22 +114,32 @@ func NewWriter(spool Spool, o Options) (*Writer, error) {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
 	o.Workers = min(max(o.Workers, 1), maxWorkers)
-	return &Writer{spool: spool, options: o, buf: make([]byte, 256<<10)}, nil
+	return &Writer{spool: spool, options: o, buf: make([]byte, 256<<10), seed: maphash.MakeSeed()}, nil
 }
 
 // Put takes the size bytes of body and gives the reference for Node.Ref. A body
 // that ends before is io.ErrUnexpectedEOF.
 func (w *Writer) Put(body io.Reader, size int64) (ref int64, err error) {
-	to := struct{ io.Writer }{io.NewOffsetWriter(w.spool, w.end)} // CopyBuffer uses the buffer then
-	n, err := io.CopyBuffer(to, struct{ io.Reader }{io.LimitReader(body, size)}, w.buf)
-	if err == nil && n != size {
-		err = fmt.Errorf("content has %d of %d bytes: %w", n, size, io.ErrUnexpectedEOF)
+	s := &spooled{spool: w.spool, size: size}
+	for at := int64(0); at < size; {
+		p := w.buf[:min(int64(len(w.buf)), size-at)]
+		n, err := io.ReadFull(body, p)
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			err = fmt.Errorf("content has %d of %d bytes: %w", at+int64(n), size, io.ErrUnexpectedEOF)
+		}
+		if err == nil {
+			err = w.keep(s, p, at)
+		}
+		if err != nil {
+			return 0, err
+		}
+		at += int64(n)
 	}
-	if err != nil {
-		return 0, err
+	c := content{source: s, size: size}
+	if len(s.runs) == 1 && s.runs[0].end-s.runs[0].start == size {
+		c.source, c.offset = w.spool, s.runs[0].spool
 	}
-	w.contents = append(w.contents, content{source: w.spool, offset: w.end, size: size})
-	w.end += size
+	w.contents = append(w.contents, c)
 	return int64(len(w.contents) - 1), nil
 }
 
@@ -166,10 +193,15 @@ type Identity struct {
 //
 // Errors name the path they are about.
 func (w *Writer) Write(ctx context.Context, out io.WriterAt, root *Node, id Identity) (int64, error) {
+	return w.write(ctx, &image{out: out, id: id, options: w.options}, root)
+}
+
+func (w *Writer) write(ctx context.Context, im *image, root *Node) (int64, error) {
+	id := im.id
 	if len(id.Label) > MaxLabel {
 		return 0, fmt.Errorf("EROFS label %q is longer than %d bytes", id.Label, MaxLabel)
 	}
-	if w.options.Dedupe {
+	if w.options.Dedupe || w.options.holes() {
 		if err := w.Digest(ctx); err != nil {
 			return 0, fmt.Errorf("EROFS writer: %w", err)
 		}
@@ -178,7 +210,10 @@ func (w *Writer) Write(ctx context.Context, out io.WriterAt, root *Node, id Iden
 	if err != nil {
 		return 0, fmt.Errorf("EROFS writer: %w", err)
 	}
-	im := &image{out: out, id: id, options: w.options, end: 1}
+	im.end = 1
+	if err := im.writeChunked(ctx, p); err != nil {
+		return 0, err
+	}
 	if err := im.writeContents(ctx, p.contents); err != nil {
 		return 0, err
 	}
@@ -194,6 +229,7 @@ type image struct {
 	id      Identity
 	options Options
 	end     uint64 // first block that is not taken; block 0 is the superblock's
+	blobs   *blobs // nil: the image has all data
 
 	metaBlock  uint64
 	xattrBlock uint64

@@ -20,12 +20,13 @@ type content struct {
 	offset, size int64 // size -1: deleted
 	sum          Sum
 	digested     bool
+	blockMap     // where contents may have chunks
 }
 
 func (c *content) reader() *io.SectionReader { return io.NewSectionReader(c.source, c.offset, c.size) }
 
-// Digest computes the digests of all contents that have none yet. It reads them
-// with as many workers as Write has.
+// Digest computes the digests of all contents that have none yet, and finds their
+// blocks of zeros. It reads them with as many workers as Write has.
 func (w *Writer) Digest(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -35,7 +36,7 @@ func (w *Writer) Digest(ctx context.Context) error {
 		running.Go(func() {
 			buf := make([]byte, digestBuffer)
 			for j := range todo {
-				if err := j.run(buf); err != nil {
+				if err := w.digest(&j, buf); err != nil {
 					cancel(fmt.Errorf("read content %d: %w", j.ref, err))
 				}
 			}
@@ -50,14 +51,14 @@ func (w *Writer) Digest(ctx context.Context) error {
 			break
 		}
 		if c.size <= pieceSize {
-			todo <- digestJob{ref: ref, content: c, size: c.size, sum: &c.sum}
+			todo <- digestJob{ref: ref, content: c, size: c.size, sum: &c.sum, blocks: &c.blockMap}
 			continue
 		}
-		l := &largeSum{sum: &c.sum, pieces: make([]Sum, (c.size+pieceSize-1)/pieceSize)}
+		l := &largeSum{sum: &c.sum, pieces: make([]pieceSum, (c.size+pieceSize-1)/pieceSize)}
 		l.missing.Store(int64(len(l.pieces)))
 		for i := range l.pieces {
 			offset := int64(i) * pieceSize
-			todo <- digestJob{ref, c, offset, min(pieceSize, c.size-offset), &l.pieces[i], l}
+			todo <- digestJob{ref, c, offset, min(pieceSize, c.size-offset), &l.pieces[i].Sum, &l.pieces[i].blockMap, l}
 		}
 	}
 	close(todo)
@@ -81,19 +82,25 @@ const digestBuffer = 128 << 10
 type digestJob struct {
 	ref int
 	*content
-	at    int64 // in the content
-	size  int64
-	sum   *Sum
-	large *largeSum // of which it is a piece; nil: it is all
+	at     int64 // in the content
+	size   int64
+	sum    *Sum
+	blocks *blockMap
+	large  *largeSum // of which it is a piece; nil: it is all
 }
 
 type largeSum struct {
 	sum     *Sum
-	pieces  []Sum
+	pieces  []pieceSum
 	missing atomic.Int64
 }
 
-func (j *digestJob) run(buf []byte) error {
+type pieceSum struct {
+	Sum
+	blockMap
+}
+
+func (w *Writer) digest(j *digestJob, buf []byte) error {
 	h := sha256.New()
 	for at, end := j.at, j.at+j.size; at < end; {
 		p := buf[:min(int64(len(buf)), end-at)]
@@ -101,13 +108,17 @@ func (j *digestJob) run(buf []byte) error {
 			return err
 		}
 		_, _ = h.Write(p)
+		if w.options.holes() {
+			j.blocks.add(p, at, w.options, w.seed)
+		}
 		at += int64(len(p))
 	}
 	h.Sum(j.sum[:0])
 	if j.large != nil && j.large.missing.Add(-1) == 0 {
 		h.Reset()
 		for i := range j.large.pieces {
-			_, _ = h.Write(j.large.pieces[i][:])
+			_, _ = h.Write(j.large.pieces[i].Sum[:])
+			j.content.join(&j.large.pieces[i].blockMap)
 		}
 		h.Sum(j.large.sum[:0])
 	}

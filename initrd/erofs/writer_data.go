@@ -26,6 +26,7 @@ type stored struct {
 	blocks  uint64 // from there on
 	extents []run  // of compressed contents
 	tail    []byte // the last extent, if it lies behind the inode
+	table   chunkTable
 }
 
 // run is a stretch of a content in consecutive physical clusters: one that is

@@ -134,6 +134,10 @@ func (im *image) layOut(in *planInode) {
 			in.indexSize = fragmentIndexSize(in.headSize())
 			in.u = 0
 			return
+		case LayoutChunkBased:
+			in.indexSize = d.table.size(in.headSize())
+			in.u = uint32(d.table.format)
+			return
 		}
 		if d.blocks > 0 {
 			in.u = uint32(d.start)
@@ -196,6 +200,8 @@ func (im *image) encodeInode(b []byte, in *planInode) ([]byte, error) {
 		return append(compactIndex(b, list, in.headSize(), advise, in.inline), in.data.tail...), nil
 	case in.layout == LayoutCompressedFull:
 		return fragmentIndex(b, in.data.start, in.headSize()), nil
+	case in.layout == LayoutChunkBased:
+		return in.data.table.append(b, in.headSize()), nil
 	case in.inline == 0:
 		return b, nil
 	case in.entries != nil:
@@ -239,7 +245,22 @@ func (im *image) writeSuperblock(p *plan) error {
 	if p.shared {
 		s.FeatureIncompat |= FeatureIncompatFragments // which stands for both
 	}
+	for _, in := range p.inodes {
+		if in.layout == LayoutChunkBased {
+			s.FeatureIncompat |= FeatureIncompatChunkedFile
+		}
+	}
+	var devices []byte
+	if im.blobs != nil {
+		devices = im.blobs.table()
+	}
+	if len(devices) > 0 {
+		s.FeatureIncompat |= FeatureIncompatDeviceTable
+		s.ExtraDevices = uint16(len(devices) / deviceSlotSize)
+		s.DevtSlotOff = deviceTableAt / deviceSlotSize
+	}
 	b := encode(make([]byte, SuperOffset), &s)
+	b = append(b, devices...) // compressed images have none
 	if im.options.Compress {
 		config := encode(nil, &diskLZ4Config{MaxDistance: lz4MaxDistance, MaxPclusterBlks: uint16(im.options.PclusterBytes >> blockBits)})
 		b = encode(b, uint16(len(config)))

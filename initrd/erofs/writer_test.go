@@ -88,9 +88,8 @@ func (tr *testTree) file(path string, data []byte) *erofs.Node {
 	return n
 }
 
-// write writes the image. Contents are put in the order of a map, which must not
-// matter.
-func (tr *testTree) write(t *testing.T, o erofs.Options) []byte {
+// writer has the contents, put in the order of a map, which must not matter.
+func (tr *testTree) writer(t *testing.T, o erofs.Options) *erofs.Writer {
 	t.Helper()
 	w, err := erofs.NewWriter(&memory{}, o)
 	if err != nil {
@@ -104,6 +103,13 @@ func (tr *testTree) write(t *testing.T, o erofs.Options) []byte {
 			t.Fatal(err)
 		}
 	}
+	return w
+}
+
+// write writes the image.
+func (tr *testTree) write(t *testing.T, o erofs.Options) []byte {
+	t.Helper()
+	w := tr.writer(t, o)
 	var out memory
 	size, err := w.Write(context.Background(), &out, tr.root, testIdentity)
 	if err != nil {
@@ -267,8 +273,8 @@ func withoutOracle(t *testing.T, what string) {
 	t.Skipf("%s is missing", what)
 }
 
-// checkKernel mounts the image and compares what is in it.
-func checkKernel(t *testing.T, image []byte, want map[string]nodeInfo) {
+// checkKernel mounts the image with its extra devices and compares what is in it.
+func checkKernel(t *testing.T, image []byte, want map[string]nodeInfo, blobs ...[]byte) {
 	t.Helper()
 	known, err := os.ReadFile("/proc/filesystems")
 	if err != nil || os.Geteuid() != 0 || !strings.Contains(string(known), "\terofs\n") {
@@ -278,8 +284,22 @@ func checkKernel(t *testing.T, image []byte, want map[string]nodeInfo) {
 	if err := os.WriteFile(path, image, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	options := "loop,ro"
+	for _, name := range blobFiles(t, blobs) {
+		loop, err := exec.Command("losetup", "--find", "--show", "--read-only", name).Output()
+		if err != nil {
+			t.Fatalf("losetup: %v", err)
+		}
+		device := strings.TrimSpace(string(loop))
+		t.Cleanup(func() {
+			if err := exec.Command("losetup", "--detach", device).Run(); err != nil {
+				t.Errorf("losetup --detach %s: %v", device, err)
+			}
+		})
+		options += ",device=" + device
+	}
 	dir := t.TempDir()
-	if text, err := exec.Command("mount", "-t", "erofs", "-o", "loop,ro", path, dir).CombinedOutput(); err != nil {
+	if text, err := exec.Command("mount", "-t", "erofs", "-o", options, path, dir).CombinedOutput(); err != nil {
 		t.Fatalf("mount: %v: %s", err, text)
 	}
 	t.Cleanup(func() {
@@ -313,13 +333,25 @@ func scratch(t testing.TB) string {
 	return dir
 }
 
+// blobFiles writes the extra devices into files.
+func blobFiles(t *testing.T, blobs [][]byte) (paths []string) {
+	t.Helper()
+	for _, blob := range blobs {
+		paths = append(paths, filepath.Join(scratch(t), "blob"))
+		if err := os.WriteFile(paths[len(paths)-1], blob, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return paths
+}
+
 // checkFsck extracts the image with fsck.erofs and compares.
 //
 // Setting the owner of a file loses security.capability. At an xattr without a
 // value it leaves out the rest. 1.5 knows neither hard links nor xattrs; it sets
 // the owner behind the mode, which loses set-user-ID bits, and a directory's time
 // before its entries.
-func checkFsck(t *testing.T, u utils, image []byte, want map[string]nodeInfo) {
+func checkFsck(t *testing.T, u utils, image []byte, want map[string]nodeInfo, blobs ...[]byte) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		withoutOracle(t, "root")
@@ -331,6 +363,9 @@ func checkFsck(t *testing.T, u utils, image []byte, want map[string]nodeInfo) {
 	}
 	early := u.version < "1.9"
 	args := []string{"--extract=" + dir, path}
+	for _, name := range blobFiles(t, blobs) {
+		args = append(args, "--device="+name)
+	}
 	if !early {
 		args = append(args, "--xattrs")
 	}
@@ -375,13 +410,17 @@ func checkFsck(t *testing.T, u utils, image []byte, want map[string]nodeInfo) {
 }
 
 // checkReader compares what the reader finds.
-func checkReader(t *testing.T, image []byte, want map[string]nodeInfo) {
+func checkReader(t *testing.T, image []byte, want map[string]nodeInfo, blobs ...[]byte) {
 	t.Helper()
 	r := bytes.NewReader(image)
-	if err := erofs.Check(r, r.Size()).Err(); err != nil {
+	var devices []io.ReaderAt
+	for _, blob := range blobs {
+		devices = append(devices, bytes.NewReader(blob))
+	}
+	if err := erofs.Check(r, r.Size(), devices...).Err(); err != nil {
 		t.Errorf("Check: %v", err)
 	}
-	files, err := erofs.Open(r, r.Size())
+	files, err := erofs.Open(r, r.Size(), devices...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -707,6 +746,11 @@ func TestWriterOptions(t *testing.T) {
 		{Ztailpacking: true},
 		{PackBytes: 1},
 		{Dedupe: true},
+		{ChunkBytes: 2048},
+		{ChunkBytes: 12288},
+		{ChunkBytes: 2 << 30},
+		{ChunkBytes: -4096},
+		{ChunkBytes: 4096, Compress: true, PclusterBytes: 4096},
 	} {
 		if _, err := erofs.NewWriter(&memory{}, o); err == nil {
 			t.Errorf("%+v is accepted", o)

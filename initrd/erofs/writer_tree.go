@@ -35,6 +35,7 @@ type plan struct {
 	shared   bool         // several inodes have the same content
 	inodes   []*planInode // a directory before what it holds, by name
 	contents []*planData  // in the order of the inodes
+	chunked  []*planData  // the same of those that have chunks, or may have
 	xattrs   sharedXattrs
 }
 
@@ -69,6 +70,7 @@ type planData struct {
 	path   string
 	room   int  // a tail of so many bytes fits behind each of the inodes
 	packed bool // the content of the hidden file
+	chunks chunkPlan
 	stored
 }
 
@@ -258,6 +260,10 @@ func (p *planner) data(ref int64, c *content, path string) *planData {
 			return other
 		}
 		p.equal[key] = d
+	}
+	if d.chunks = p.w.planChunks(c); d.chunks.bits > 0 {
+		p.plan.chunked = append(p.plan.chunked, d)
+		return d
 	}
 	if c.size <= p.w.options.PackBytes {
 		d.layout, d.start = LayoutCompressedFull, uint64(p.pack.size())
