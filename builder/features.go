@@ -141,10 +141,12 @@ func (o ImageOptions) identity() string {
 
 // writerOptions are those of the writer for settled options.
 func (o ImageOptions) writerOptions() erofs.Options {
+	holes := !o.Kernel.Before(erofs.FeatureChunks.Since)
 	if o.Compress.DAX() {
-		return erofs.Options{DAX: true}
+		return erofs.Options{DAX: true, Holes: holes}
 	}
 	w := erofs.Options{
+		Holes:         holes,
 		Compress:      true,
 		Level:         lz4Level(o.Compress),
 		PclusterBytes: o.PclusterBytes,
