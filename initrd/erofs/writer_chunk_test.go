@@ -21,7 +21,7 @@ var chunkLayouts = map[string]erofs.Options{
 	"holes":       {Holes: true},
 	"dax holes":   {DAX: true, Holes: true},
 	"lz4 holes":   {Compress: true, Level: lz4hc.Fast, PclusterBytes: 64 << 10, Holes: true},
-	"packed":      {Compress: true, Level: lz4hc.Fast, PclusterBytes: 64 << 10, Holes: true, PackBytes: 1 << 40, Dedupe: true},
+	"packed":      {Compress: true, Level: lz4hc.Fast, PclusterBytes: 64 << 10, Holes: true, PackBytes: 32 << 10, Dedupe: true},
 	"chunks 4k":   {ChunkBytes: 4 << 10},
 	"chunks 64k":  {ChunkBytes: 64 << 10},
 	"chunks 1m":   {ChunkBytes: 1 << 20},
