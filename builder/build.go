@@ -128,6 +128,9 @@ func (o *Options) build(ctx context.Context, tree *fullTree, program string, min
 		o.Warn(fmt.Sprintf("%d entries of %s are left out, as the kernel leaves them out; the first: %s",
 			n, o.Source.Path(), tree.Dropped[0]))
 	}
+	if unseen := parseKernelConfig(mini.KernelConfig).unseenXattrs(tree.Tree); unseen != "" {
+		o.Warn(fmt.Sprintf("kernel %s does not show extended attributes of %s: %s", o.KernelVersion, o.Source.Path(), unseen))
+	}
 	changes, err := replaceSwitchRoot(tree.Tree, tree.writer, kind, program)
 	if err != nil {
 		return nil, err

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"initoverlayfs/initrd/cpio"
 	"initoverlayfs/initrd/erofs"
 )
 
@@ -143,5 +144,20 @@ func TestDirChanges(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestUnseenXattrs(t *testing.T) {
+	file := &cpio.Node{Mode: cpio.TypeRegular, Xattrs: map[string][]byte{"user.x": nil, "security.capability": nil, "system.posix_acl_access": nil}}
+	dir := &cpio.Node{Mode: cpio.TypeDir, Children: map[string]*cpio.Node{"file": file}, Xattrs: map[string][]byte{"security.selinux": nil}}
+	for _, tt := range []struct{ config, want string }{
+		{"", ""},
+		{"CONFIG_EROFS_FS=y\n", "4 without CONFIG_EROFS_FS_XATTR"},
+		{"CONFIG_EROFS_FS_XATTR=y\n", "1 without CONFIG_EROFS_FS_POSIX_ACL, 2 without CONFIG_EROFS_FS_SECURITY"},
+		{"CONFIG_EROFS_FS_XATTR=y\nCONFIG_EROFS_FS_SECURITY=y\nCONFIG_EROFS_FS_POSIX_ACL=y\n", ""},
+	} {
+		if got := parseKernelConfig([]byte(tt.config)).unseenXattrs(cpio.NewTree(dir)); got != tt.want {
+			t.Errorf("%q: %q, want %q", tt.config, got, tt.want)
+		}
 	}
 }

@@ -124,8 +124,11 @@ func (t *fullTree) writeImage(ctx context.Context, f *os.File, epoch int64) (Ima
 	if err := t.writer.Write(ctx, f.Name(), t.Tree, id); err != nil {
 		return Image{}, err
 	}
+	// The disk writes while the digest is computed.
+	synced := make(chan error, 1)
+	go func() { synced <- f.Sync() }()
 	image, err := InspectImage(f)
-	if err != nil {
+	if err = errors.Join(err, <-synced); err != nil {
 		return Image{}, err
 	}
 	if image.UUID != id.UUID {

@@ -4,13 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"initoverlayfs/builder/kmod"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/compress"
+	"initoverlayfs/initrd/cpio"
 	"initoverlayfs/initrd/erofs"
 )
 
@@ -121,6 +124,37 @@ func (n need) lacks(config kernelConfig, x *kmod.Index) string {
 func olderThan(kver string, since erofs.KernelVersion) bool {
 	v, err := erofs.ParseKernelVersion(kver)
 	return err == nil && v.Before(since)
+}
+
+// unseenXattrs says which extended attributes of a tree the kernel is not built
+// to show, or "".
+func (c kernelConfig) unseenXattrs(tree *cpio.Tree) string {
+	if c == nil {
+		return ""
+	}
+	hidden := make(map[string]int) // attributes by the option that is missing
+	_ = tree.Walk(func(_ string, n *cpio.Node) error {
+		for name := range n.Xattrs {
+			option := "CONFIG_EROFS_FS_XATTR"
+			if c[option] == "y" {
+				switch {
+				case strings.HasPrefix(name, "security."):
+					option = "CONFIG_EROFS_FS_SECURITY"
+				case strings.HasPrefix(name, "system.posix_acl_"):
+					option = "CONFIG_EROFS_FS_POSIX_ACL"
+				}
+			}
+			if c[option] != "y" {
+				hidden[option]++
+			}
+		}
+		return nil
+	})
+	var list []string
+	for _, option := range slices.Sorted(maps.Keys(hidden)) {
+		list = append(list, fmt.Sprintf("%d without %s", hidden[option], option))
+	}
+	return strings.Join(list, ", ")
 }
 
 // CheckBackend reports what the kernel lacks to serve a backend at all, whatever

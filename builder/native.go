@@ -70,7 +70,7 @@ func (w *nativeWriter) Write(ctx context.Context, path string, tree *cpio.Tree, 
 		return err
 	}
 	root := erofsNodes{}.node(tree.Root())
-	size, err := w.Writer.Write(ctx, f, root, id)
+	size, err := w.Writer.Write(ctx, &writebackFile{File: f}, root, id)
 	if err == nil {
 		err = f.Truncate(size)
 	}
