@@ -224,7 +224,14 @@ func (o *Options) image(ctx context.Context, tree *fullTree, f *os.File) (Image,
 		o.Warn("the image in " + o.Reuse + " is not taken: " + err.Error())
 	}
 	o.Progress("making the image")
-	return tree.writeImage(ctx, f, o.Epoch)
+	if _, err := tree.writeImage(ctx, f, o.Epoch); err != nil {
+		return Image{}, err
+	}
+	// The disk writes while the digest is computed.
+	synced := make(chan error, 1)
+	go func() { synced <- f.Sync() }()
+	image, err := InspectImage(f)
+	return image, errors.Join(err, <-synced)
 }
 
 // ReadManifest reads a manifest of a build and checks that it is one that this

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 
@@ -45,12 +46,13 @@ func SourceAt(path string) (Source, error) {
 type Image struct {
 	erofs.Superblock
 	SizeBytes int64
-	SHA256    string
+	SHA256    string // of the file; empty if it was not computed
 }
 
 // CreateImage writes the image of a source into the file out, which appears
 // complete or not at all. epoch is the earliest time, in seconds, that the
-// image may have as its own.
+// image may have as its own. The file's digest is not computed: that would be one
+// more pass over it.
 func CreateImage(ctx context.Context, src Source, out string, p Producer, o ImageOptions, epoch int64) (Image, error) {
 	tree, err := readTree(ctx, src, p, o)
 	if err != nil {
@@ -115,7 +117,8 @@ func readTree(ctx context.Context, src Source, p Producer, o ImageOptions) (_ *f
 // folder for temporary files is no reason for a build to fail.
 func (t *fullTree) close() { _ = t.writer.Close() }
 
-// writeImage writes the image into the empty file f and reads back what it got.
+// writeImage writes the image into the empty file f and reads back what its
+// superblock says.
 func (t *fullTree) writeImage(ctx context.Context, f *os.File, epoch int64) (Image, error) {
 	id, err := t.imageIdentity(ctx, epoch)
 	if err != nil {
@@ -124,11 +127,8 @@ func (t *fullTree) writeImage(ctx context.Context, f *os.File, epoch int64) (Ima
 	if err := t.writer.Write(ctx, f.Name(), t.Tree, id); err != nil {
 		return Image{}, err
 	}
-	// The disk writes while the digest is computed.
-	synced := make(chan error, 1)
-	go func() { synced <- f.Sync() }()
-	image, err := InspectImage(f)
-	if err = errors.Join(err, <-synced); err != nil {
+	image, err := readImage(f)
+	if err != nil {
 		return Image{}, err
 	}
 	if image.UUID != id.UUID {
@@ -148,19 +148,33 @@ func (t *fullTree) writeImage(ctx context.Context, f *os.File, epoch int64) (Ima
 
 // InspectImage reads an image's superblock and digest.
 func InspectImage(f *os.File) (Image, error) {
+	image, err := readImage(f)
+	if err != nil {
+		return Image{}, err
+	}
+	h := sha256.New()
+	// What a disk has behind the image belongs to its digest, too.
+	if image.SizeBytes, err = io.Copy(h, io.NewSectionReader(f, 0, math.MaxInt64)); err != nil {
+		return Image{}, err
+	}
+	image.SHA256 = sum(h)
+	return image, nil
+}
+
+// readImage reads an image's superblock and checks that all of it is there.
+func readImage(f *os.File) (Image, error) {
 	sb, err := erofs.ReadSuperblock(f)
 	if err != nil {
 		return Image{}, fmt.Errorf("%s: %w", f.Name(), err)
 	}
-	h := sha256.New()
-	n, err := io.Copy(h, io.NewSectionReader(f, 0, 1<<62))
+	n, err := f.Seek(0, io.SeekEnd) // also of a block device
 	if err != nil {
 		return Image{}, err
 	}
 	if n < sb.Size() {
 		return Image{}, fmt.Errorf("%s has %d of %d bytes: %w", f.Name(), n, sb.Size(), io.ErrUnexpectedEOF)
 	}
-	return Image{Superblock: sb, SizeBytes: n, SHA256: sum(h)}, nil
+	return Image{Superblock: sb, SizeBytes: n}, nil
 }
 
 // imageIdentity derives the image's identity from all that decides its bytes:

@@ -149,12 +149,12 @@ func (a *app) imageInfoCommand() *cobra.Command {
 	return cmd
 }
 
-// imageJSON is the document of `image info --json`.
+// imageJSON is the document of `image info --json` and `image create --json`.
 type imageJSON struct {
 	File       string   `json:"file"`
 	Size       int64    `json:"size"` // bytes
 	UUID       string   `json:"uuid"`
-	SHA256     string   `json:"sha256"`
+	SHA256     string   `json:"sha256,omitempty"` // not of one that was made a moment ago
 	VolumeName string   `json:"volume_name"`
 	BlockSize  int64    `json:"block_size"` // bytes
 	Blocks     uint64   `json:"blocks"`
