@@ -40,11 +40,11 @@ func TestTarget(t *testing.T) {
 		target
 		want string
 	}{
-		{target{"size", 0.5, 1, ""}, "size: 0.500, target <= 1: met"},
-		{target{"size", 1, 1, ""}, "size: 1.000, target <= 1: met"},
-		{target{"size", 1.0001, 1, ""}, "size: 1.000, target <= 1: missed"},
-		{target{"time", ratio(1, 3), 1. / 3, ""}, "time: 0.333, target <= 0.333: met"},
-		{target{"memory", 300, 256, " MiB"}, "memory: 300.000 MiB, target <= 256 MiB: missed"},
+		{target{"size", 0.5, 1, ""}, "size: 0.5000, target <= 1: met"},
+		{target{"size", 1, 1, ""}, "size: 1.0000, target <= 1: met"},
+		{target{"size", 1.0001, 1, ""}, "size: 1.0001, target <= 1: missed"},
+		{target{"time", ratio(1, 3), 1. / 3, ""}, "time: 0.3333, target <= 0.3333: met"},
+		{target{"memory", 300, 256, " MiB"}, "memory: 300.0000 MiB, target <= 256 MiB: missed"},
 		{target{"nothing to compare with", ratio(1, 0), 1, ""}, "nothing to compare with: +Inf, target <= 1: missed"},
 	} {
 		if got := tt.String(); got != tt.want {
@@ -71,7 +71,7 @@ Title
   ours               9  0.500
   nothing            -      -
 
-size: 0.500, target <= 1: met
+size: 0.5000, target <= 1: met
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

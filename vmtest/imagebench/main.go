@@ -107,7 +107,7 @@ func (b *bench) run(ctx context.Context, names []string, results string) (err er
 	if b.work, err = filepath.Abs(b.work); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(b.work)) }()
+	defer func() { err = errors.Join(err, b.writeResults(results), os.RemoveAll(b.work)) }()
 	if err := b.describe(); err != nil {
 		return err
 	}
@@ -125,15 +125,20 @@ func (b *bench) run(ctx context.Context, names []string, results string) (err er
 		}
 		b.say("took %.0f s", time.Since(start).Seconds())
 	}
-	fmt.Fprintf(b.out, "\nAll took %.1f minutes.\n", time.Since(b.start).Minutes())
-	if results == "" {
+	_, err = fmt.Fprintf(b.out, "\nAll took %.1f minutes.\n", time.Since(b.start).Minutes())
+	return err
+}
+
+// writeResults writes what was measured, also where something failed then.
+func (b *bench) writeResults(path string) error {
+	if path == "" {
 		return nil
 	}
 	text, err := json.MarshalIndent(b.results, "", "\t")
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(results, append(text, '\n'), 0o644)
+	return os.WriteFile(path, append(text, '\n'), 0o644)
 }
 
 func (b *bench) say(format string, args ...any) {

@@ -32,13 +32,12 @@ type target struct {
 
 func (t target) met() bool { return t.value <= t.most }
 
-// String compares what was measured, not what is printed of it.
 func (t target) String() string {
 	verdict := "missed"
 	if t.met() {
 		verdict = "met"
 	}
-	return fmt.Sprintf("%s: %.3f%s, target <= %.3g%s: %s", t.what, t.value, t.unit, t.most, t.unit, verdict)
+	return fmt.Sprintf("%s: %.4f%s, target <= %.4g%s: %s", t.what, t.value, t.unit, t.most, t.unit, verdict)
 }
 
 // A table has a title, a header and rows, in columns; the first is text, the
