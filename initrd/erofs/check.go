@@ -48,8 +48,8 @@ func (r *Report) Err() error {
 // checksum, every inode that the root leads to and the packed one, their xattrs,
 // the order and the names of directory entries, "." and "..", the number of
 // links, indexes and their distances, that each pcluster decodes to the length
-// that it must have, and that nothing overlaps which must not. blobs are as for
-// Open.
+// that it must have, that nothing overlaps which must not, and that there are no
+// more inodes and blocks than the superblock declares. blobs are as for Open.
 func Check(r io.ReaderAt, size int64, blobs ...io.ReaderAt) *Report {
 	c := checker{report: &Report{}, files: map[uint64]*checkedFile{}}
 	f, err := Open(r, size, blobs...)
@@ -129,6 +129,10 @@ func (c *checker) run() {
 	}
 	c.checkLinks()
 	c.checkRanges()
+	// There are more where an image was made of others.
+	if found := uint64(c.report.Inodes); found > f.Super.Inos {
+		c.problem("", corruptf("the superblock declares %d inodes, found %d", f.Super.Inos, found))
+	}
 }
 
 // hidden checks an inode that is in no directory.
@@ -264,7 +268,19 @@ func (c *checker) inode(ino *Inode) error {
 	if err := ino.space.check(ino.off, bodyEnd-ino.off); err != nil {
 		return fmt.Errorf("EROFS inode %d: %w", ino.NID, err)
 	}
-	_, err := ino.readXattrs(func(s *space, pos, size int64) { c.take(s, pos, size, 0, useXattr) })
+	seen := map[string]bool{}
+	_, err := ino.readXattrs(func(name string, at xattrPlace) error {
+		switch {
+		case name == "":
+			return corruptf("an xattr of a class that there is not")
+		case seen[name]:
+			return corruptf("%q comes twice", name)
+		case at.shared:
+			c.take(at.space, at.pos, at.size, 0, useXattr)
+		}
+		seen[name] = true
+		return nil
+	})
 	if err != nil {
 		return fmt.Errorf("EROFS inode %d: xattrs: %w", ino.NID, err)
 	}
@@ -471,9 +487,15 @@ func (c *checker) checkRanges() {
 			cmp.Compare(a.end, b.end), cmp.Compare(a.nid, b.nid))
 	})
 	var last checkedRange // the one of those before that ends last
+	declared := c.fs.Super.Size()
 	for _, r := range c.ranges {
 		if r.space != last.space {
 			last = checkedRange{space: r.space}
+		}
+		if r.space == c.fs.image && r.end > declared {
+			c.problem("", corruptf("%s of inode %d at offset %d of the image, of which the superblock declares %d bytes",
+				r.use, r.nid, r.start, declared))
+			declared = r.end // once is enough
 		}
 		// Equal contents may lie in one place.
 		same := r.use == useData && last.use == useData && r.start == last.start && r.end == last.end

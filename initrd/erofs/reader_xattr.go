@@ -55,9 +55,16 @@ func (i *Inode) Xattrs() (map[string][]byte, error) {
 	return xattrs, nil
 }
 
-// readXattrs calls shared, where it is not nil, for the range in the image that
-// a shared one takes.
-func (i *Inode) readXattrs(shared func(s *space, pos, size int64)) (map[string][]byte, error) {
+// xattrPlace is where an xattr lies.
+type xattrPlace struct {
+	space     *space
+	pos, size int64 // bytes
+	shared    bool
+}
+
+// readXattrs calls visit, where it is not nil, for each xattr; its name is empty
+// where its prefix is unknown.
+func (i *Inode) readXattrs(visit func(name string, at xattrPlace) error) (map[string][]byte, error) {
 	if i.xattrIcount == 0 {
 		return nil, nil
 	}
@@ -76,12 +83,23 @@ func (i *Inode) readXattrs(shared func(s *space, pos, size int64)) (map[string][
 		return nil, corruptf("%d shared xattrs in %d bytes", header.SharedCount, len(body))
 	}
 	xattrs := map[string][]byte{}
-	for at := inline; at < len(body); {
-		n, err := i.fs.addXattr(xattrs, body[at:])
-		if err != nil {
-			return nil, fmt.Errorf("offset %d of the %s: %w", pos+int64(at), i.space.name, err)
+	add := func(raw []byte, at xattrPlace) (int, error) {
+		name, n, err := i.fs.addXattr(xattrs, raw)
+		if err == nil && visit != nil {
+			at.size = int64(n)
+			err = visit(name, at)
 		}
-		at += n
+		if err != nil {
+			return 0, fmt.Errorf("offset %d of the %s: %w", at.pos, at.space.name, err)
+		}
+		return n, nil
+	}
+	for at := inline; at < len(body); {
+		n, err := add(body[at:], xattrPlace{space: i.space, pos: pos + int64(at)})
+		if err != nil {
+			return nil, err
+		}
+		at += int(alignUp(int64(n), xattrAlign))
 	}
 	s := i.fs.image
 	if i.fs.Super.FeatureCompat&featureCompatSharedEAInMetabox != 0 {
@@ -100,11 +118,8 @@ func (i *Inode) readXattrs(shared func(s *space, pos, size int64)) (map[string][
 		if raw, err = s.read(at, size); err != nil {
 			return nil, fmt.Errorf("shared xattr %d: %w", id, err)
 		}
-		if _, err := i.fs.addXattr(xattrs, raw); err != nil {
-			return nil, fmt.Errorf("shared xattr %d at offset %d of the %s: %w", id, at, s.name, err)
-		}
-		if shared != nil {
-			shared(s, at, int64(size))
+		if _, err := add(raw, xattrPlace{space: s, pos: at, shared: true}); err != nil {
+			return nil, fmt.Errorf("shared xattr %d: %w", id, err)
 		}
 	}
 	return xattrs, nil
@@ -115,16 +130,15 @@ func xattrSize(raw []byte) int {
 	return xattrEntrySize + int(raw[0]) + int(binary.LittleEndian.Uint16(raw[2:]))
 }
 
-// addXattr reads the entry at the beginning of raw and gives its size with
-// padding. Of two with one name the first counts, as for the kernel.
-func (f *FS) addXattr(xattrs map[string][]byte, raw []byte) (int, error) {
+// addXattr reads the entry at the beginning of raw and gives its name and its
+// size. Of two with one name the first counts, as for the kernel.
+func (f *FS) addXattr(xattrs map[string][]byte, raw []byte) (name string, size int, err error) {
 	if len(raw) < xattrEntrySize {
-		return 0, corruptf("xattr of %d bytes", len(raw))
+		return "", 0, corruptf("xattr of %d bytes", len(raw))
 	}
 	nameLen, index := int(raw[0]), int(raw[1])
-	size := xattrSize(raw)
-	if size > len(raw) {
-		return 0, corruptf("xattr of %d bytes in %d", size, len(raw))
+	if size = xattrSize(raw); size > len(raw) {
+		return "", 0, corruptf("xattr of %d bytes in %d", size, len(raw))
 	}
 	prefix := ""
 	if index&xattrLongPrefix != 0 {
@@ -134,11 +148,12 @@ func (f *FS) addXattr(xattrs map[string][]byte, raw []byte) (int, error) {
 	} else if index < len(xattrPrefixes) {
 		prefix = xattrPrefixes[index]
 	}
-	if prefix != "" {
-		name := prefix + string(raw[xattrEntrySize:xattrEntrySize+nameLen])
-		if _, ok := xattrs[name]; !ok {
-			xattrs[name] = append([]byte{}, raw[xattrEntrySize+nameLen:size]...)
-		}
+	if prefix == "" {
+		return "", size, nil
 	}
-	return int(alignUp(int64(size), xattrAlign)), nil
+	name = prefix + string(raw[xattrEntrySize:xattrEntrySize+nameLen])
+	if _, ok := xattrs[name]; !ok {
+		xattrs[name] = append([]byte{}, raw[xattrEntrySize+nameLen:size]...)
+	}
+	return name, size, nil
 }

@@ -89,7 +89,7 @@ func (tr *testTree) file(path string, data []byte) *erofs.Node {
 }
 
 // writer has the contents, put in the order of a map, which must not matter.
-func (tr *testTree) writer(t *testing.T, o erofs.Options) *erofs.Writer {
+func (tr *testTree) writer(t testing.TB, o erofs.Options) *erofs.Writer {
 	t.Helper()
 	w, err := erofs.NewWriter(&memory{}, o)
 	if err != nil {
@@ -107,7 +107,7 @@ func (tr *testTree) writer(t *testing.T, o erofs.Options) *erofs.Writer {
 }
 
 // write writes the image.
-func (tr *testTree) write(t *testing.T, o erofs.Options) []byte {
+func (tr *testTree) write(t testing.TB, o erofs.Options) []byte {
 	t.Helper()
 	w := tr.writer(t, o)
 	var out memory
@@ -417,12 +417,16 @@ func checkReader(t *testing.T, image []byte, want map[string]nodeInfo, blobs ...
 	for _, blob := range blobs {
 		devices = append(devices, bytes.NewReader(blob))
 	}
-	if err := erofs.Check(r, r.Size(), devices...).Err(); err != nil {
+	report := erofs.Check(r, r.Size(), devices...)
+	if err := report.Err(); err != nil {
 		t.Errorf("Check: %v", err)
 	}
 	files, err := erofs.Open(r, r.Size(), devices...)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if got := uint64(report.Inodes); got != files.Super.Inos {
+		t.Errorf("superblock has %d inodes, want %d", files.Super.Inos, got)
 	}
 	got := make(map[string]nodeInfo)
 	first := make(map[uint64]string)
