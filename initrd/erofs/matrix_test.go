@@ -174,6 +174,16 @@ func TestWriterMatrix(t *testing.T) {
 	}
 }
 
+// Tails of nearly a block lie in one, whatever is before them.
+func TestWriterTails(t *testing.T) {
+	tr := trees["tails"]()
+	for _, size := range []int{4 << 10, 64 << 10} {
+		image := tr.write(t, erofs.Options{Compress: true, PclusterBytes: size, Ztailpacking: true})
+		checkReader(t, image, tr.infos())
+		checkFsckAccepts(t, image)
+	}
+}
+
 // checkImage asks every oracle.
 func checkImage(t *testing.T, image []byte, want map[string]nodeInfo) {
 	t.Helper()
@@ -254,6 +264,18 @@ var stressTrees = map[string]func() *testTree{
 				// A whole block of it is compressed to about this size.
 				tr.file(fmt.Sprintf("random to/%d", n), append(random(uint64(n), n), make([]byte, 40_000)...))
 			}
+		}
+		return tr
+	},
+	"tails": func() *testTree {
+		// Tails of about a block, behind inodes at every place in theirs.
+		tr := newTestTree()
+		for i := range 300 {
+			data := append(make([]byte, 3000), random(uint64(i), 3900+i)...)
+			tr.file(fmt.Sprint("compact ", i), data)
+			n := tr.file(fmt.Sprint("extended ", i), append(data, data...))
+			n.MTime += int64(i % 3)
+			n.Xattrs = map[string][]byte{"user.x": make([]byte, 1+i*5%120)}
 		}
 		return tr
 	},

@@ -16,8 +16,9 @@ const pieceSize = 4 << 20
 // blocks is cheaper.
 const minGain = 256
 
-// maxInlineTail leaves room for aligning a tail in its block.
-const maxInlineTail = blockSize - inodeSlotSize
+// maxInlineTail leaves room for aligning a tail in its block, and for moving it
+// with its inode by one slot more.
+const maxInlineTail = blockSize - 2*inodeSlotSize
 
 // stored is how a content lies in the image.
 type stored struct {
