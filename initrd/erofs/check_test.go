@@ -312,7 +312,7 @@ func TestCheckFinds(t *testing.T) {
 			seal(b)
 		}},
 		{"xattr class", "class that there is not", func(b []byte) {
-			at("small", b)[32+12+1] = 7
+			at("small", b)[32+12+1] = 5
 			seal(b)
 		}},
 		{"inodes", "declares 3 inodes", func(b []byte) { le.PutUint64(b[erofs.SuperOffset+16:], 3); seal(b) }},

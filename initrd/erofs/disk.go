@@ -146,13 +146,13 @@ func fileType(mode uint32) uint8 {
 	return ftUnknown
 }
 
-// xattrPrefixes are what a name index stands for; EROFS_XATTR_INDEX_*.
+// xattrPrefixes are what a name index stands for; EROFS_XATTR_INDEX_*. Neither
+// the kernel nor erofs-utils know names by the one of Lustre, 5.
 var xattrPrefixes = [...]string{
 	1: "user.",
 	2: "system.posix_acl_access",
 	3: "system.posix_acl_default",
 	4: "trusted.",
-	5: "lustre.",
 	6: "security.",
 }
 
