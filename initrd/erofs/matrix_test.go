@@ -2,9 +2,12 @@ package erofs_test
 
 import (
 	"bytes"
+	"context"
+	"crypto/sha256"
 	"fmt"
 	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -172,6 +175,74 @@ func TestWriterMatrix(t *testing.T) {
 			checkImage(t, image, tr.infos())
 		})
 	}
+}
+
+// TestWriterDeterministic: neither the number of workers or processors makes a
+// difference nor the order in which contents were put, nor what was put and
+// deleted again.
+func TestWriterDeterministic(t *testing.T) {
+	names := []string{"pieces", "parts", "mixed", "equal", "links"}
+	if fullMatrix() {
+		names = slices.Sorted(maps.Keys(trees))
+	}
+	tests := matrix(names, false)
+	for n, test := range tests {
+		if n%5 > 0 && !fullMatrix() {
+			continue
+		}
+		tr := trees[test.tree]()
+		o := test.options
+		o.Workers = 1
+		want := sha256.Sum256(tr.write(t, o))
+		compare := func(what string, image []byte) {
+			if sha256.Sum256(image) != want {
+				t.Errorf("%s: with %s the image differs", &test, what)
+			}
+		}
+		for workers := 2; workers <= 4; workers++ {
+			if fullMatrix() || workers == 2+n%3 {
+				o.Workers = workers
+				compare(fmt.Sprintf("%d workers", workers), tr.write(t, o))
+			}
+		}
+		o.Workers = 0
+		before := runtime.GOMAXPROCS(1 + n%2)
+		compare(fmt.Sprintf("GOMAXPROCS=%d and junk in the spool", 1+n%2), tr.writeAmongJunk(t, o))
+		runtime.GOMAXPROCS(before)
+	}
+}
+
+// writeAmongJunk is write with contents in between that are deleted again.
+func (tr *testTree) writeAmongJunk(t testing.TB, o erofs.Options) []byte {
+	t.Helper()
+	w, err := erofs.NewWriter(&memory{}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(data []byte) int64 {
+		ref, err := w.Put(bytes.NewReader(data), int64(len(data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ref
+	}
+	for n, data := range tr.contents {
+		junk := []int64{put(data[:len(data)/2]), put(data)}
+		if n.Size > 0 {
+			n.Ref = put(data)
+		}
+		for _, ref := range junk {
+			if err := w.Delete(ref); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var out memory
+	size, err := w.Write(context.Background(), &out, tr.root, testIdentity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(out.b, make([]byte, size-int64(len(out.b)))...)
 }
 
 // Tails of nearly a block lie in one, whatever is before them.

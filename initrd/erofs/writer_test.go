@@ -616,23 +616,6 @@ var trees = map[string]func() *testTree{
 	},
 }
 
-// TestWriterDeterministic: neither the number of workers nor the order in which
-// contents were put makes a difference; write takes them from a map.
-func TestWriterDeterministic(t *testing.T) {
-	tr := trees["pieces"]()
-	for i := range 300 {
-		tr.file(fmt.Sprintf("small/%d", i), text(uint64(i), i*50))
-	}
-	o := erofs.Options{Compress: true, Level: lz4hc.Fast, PclusterBytes: 64 << 10, Ztailpacking: true, Workers: 1}
-	want := tr.write(t, o)
-	for workers := 1; workers <= 4; workers++ {
-		o.Workers = workers
-		if !bytes.Equal(tr.write(t, o), want) {
-			t.Errorf("with %d workers the image differs", workers)
-		}
-	}
-}
-
 // What identical contents and packing save.
 func TestWriterSizes(t *testing.T) {
 	size := func(tree string, o erofs.Options) int { return len(trees[tree]().write(t, o)) }
