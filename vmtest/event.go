@@ -3,6 +3,7 @@ package vmtest
 import (
 	"encoding/json"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strconv"
@@ -106,13 +107,31 @@ type Entry struct {
 	NLink  uint64 `json:"nlink"`
 	Major  uint32 `json:"major"`  // of device nodes
 	Minor  uint32 `json:"minor"`  // of device nodes
-	SHA256 string `json:"sha256"` // of regular files
+	SHA256 string `json:"sha256"` // of regular files; of large ones, of their Samples
 	Target string `json:"target"` // of symbolic links
 
 	Xattrs map[string][]byte `json:"xattrs,omitempty"` // by full name
 	// First is the path of the file's first name in the order of a walk, where
 	// that is another one.
 	First string `json:"first,omitempty"`
+}
+
+// SampledBytes is the size of the files of which only samples are read.
+const SampledBytes = 1 << 30
+
+// Samples gives the offsets and lengths of the parts of such a file that are
+// read: some KiB around each multiple of 16 MiB, and the end.
+func Samples(size int64) iter.Seq2[int64, int64] {
+	return func(yield func(offset, length int64) bool) {
+		const step, half = 16 << 20, 10_000
+		for at := int64(0); at < size; at += step {
+			start := max(0, at-half)
+			if !yield(start, min(at+half, size)-start) {
+				return
+			}
+		}
+		yield(size-half, half)
+	}
 }
 
 // Append appends the entry as a line, in which nothing of it is lost.

@@ -21,7 +21,7 @@ func TestDAXMapsHugePages(t *testing.T) {
 	tree.file("large", tree.random(3*huge))
 	tree.file("rest", tree.random(huge+5*page))
 	tree.file("small", tree.random(huge-page))
-	image := tree.write(t, t.TempDir(), "dax", erofs.Options{DAX: true})
+	image, _ := tree.write(t, t.TempDir(), "dax", variant{Options: erofs.Options{DAX: true}})
 
 	for _, kernel := range kernels {
 		t.Run(kernel, func(t *testing.T) {

@@ -21,18 +21,23 @@ import (
 type variant struct {
 	name string
 	erofs.Options
+	split bool // contents are in blobs
 }
 
 // some are the variants in which each part of the format is there once.
 func some() []variant {
 	lz4 := func(name string, o erofs.Options) variant {
 		o.Compress = true
-		return variant{name, o}
+		return variant{name, o, false}
 	}
 	const kib = 1024
 	return []variant{
-		{"plain", erofs.Options{}},
-		{"dax", erofs.Options{DAX: true}},
+		{"plain", erofs.Options{}, false},
+		{"dax", erofs.Options{DAX: true}, false},
+		{"chunks-4k", erofs.Options{ChunkBytes: 4 * kib}, false},
+		{"chunks-64k", erofs.Options{ChunkBytes: 64 * kib}, false},
+		{"dax-chunks", erofs.Options{DAX: true, ChunkBytes: 4 * kib}, false},
+		{"blobs-4k", erofs.Options{ChunkBytes: 4 * kib}, true},
 		lz4("4k", erofs.Options{PclusterBytes: 4 * kib}),
 		lz4("4k-fast-ztail", erofs.Options{PclusterBytes: 4 * kib, Level: lz4hc.Fast, Ztailpacking: true}),
 		lz4("4k-dedupe-pack", erofs.Options{PclusterBytes: 4 * kib, Dedupe: true, PackBytes: 4096}),
@@ -47,7 +52,14 @@ func some() []variant {
 
 // all are all combinations.
 func all() []variant {
-	vs := []variant{{"plain", erofs.Options{}}, {"dax", erofs.Options{DAX: true}}}
+	vs := []variant{{"plain", erofs.Options{}, false}, {"dax", erofs.Options{DAX: true}, false}}
+	for bits := 12; bits <= 20; bits++ {
+		for i := range 4 {
+			o := erofs.Options{DAX: i&1 != 0, ChunkBytes: 1 << bits}
+			split := i&2 != 0
+			vs = append(vs, variant{fmt.Sprintf("chunks-%d-dax=%t-blobs=%t", o.ChunkBytes, o.DAX, split), o, split})
+		}
+	}
 	for _, level := range []lz4hc.Level{lz4hc.Fast, lz4hc.Max} {
 		for _, pcluster := range []int{4 << 10, 8 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20} {
 			for i := range 12 {
@@ -56,51 +68,69 @@ func all() []variant {
 					PackBytes: [...]int64{0, 5000, 64 << 10}[i>>2],
 				}
 				name := fmt.Sprintf("%dk-%d-ztail=%t-dedupe=%t-pack=%d", pcluster>>10, level, o.Ztailpacking, o.Dedupe, o.PackBytes)
-				vs = append(vs, variant{name, o})
+				vs = append(vs, variant{name, o, false})
 			}
 		}
 	}
 	return vs
 }
 
+// sparse are the variants that write holes.
+func sparse() []variant {
+	return []variant{
+		{"sparse-plain", erofs.Options{Holes: true}, false},
+		{"sparse-dax", erofs.Options{DAX: true, Holes: true}, false},
+		{"sparse-lz4", erofs.Options{Compress: true, PclusterBytes: 64 << 10, Holes: true}, false},
+		{"sparse-chunks", erofs.Options{ChunkBytes: 4096}, false},
+		{"sparse-blobs", erofs.Options{ChunkBytes: 1 << 20}, true},
+	}
+}
+
 // TestKernelsRead mounts images of a tree that has everything, in each kernel.
 func TestKernelsRead(t *testing.T) {
 	fixtures.RequireBoots(t, fixtures.Some)
-	readEverywhere(t, features(), some())
+	dir := t.TempDir()
+	readEverywhere(t, append(features().writeAll(t, dir, some()), sparseTree().writeAll(t, dir, sparse())...))
 }
 
 // TestKernelsReadAll mounts images of the tree in all variants.
 func TestKernelsReadAll(t *testing.T) {
 	fixtures.RequireBoots(t, fixtures.All)
-	readEverywhere(t, features(), all())
+	readEverywhere(t, features().writeAll(t, t.TempDir(), all()))
 }
 
 // TestKernelsReadLarge mounts images with large files and directories.
 func TestKernelsReadLarge(t *testing.T) {
 	fixtures.RequireBoots(t, fixtures.All)
-	readEverywhere(t, large(), some())
+	readEverywhere(t, large().writeAll(t, t.TempDir(), some()))
 }
 
-func readEverywhere(t *testing.T, tree *tree, variants []variant) {
-	t.Helper()
-	dir := t.TempDir()
-	var images []checked
+// writeAll writes an image in each of the variants.
+func (t *tree) writeAll(tb testing.TB, dir string, variants []variant) (images []checked) {
+	tb.Helper()
+	want := t.seen()
 	for i, v := range variants {
 		// In every second image the contents are read from their end.
-		image := vmtest.Image{Name: v.name, Backward: i%2 == 1}
-		images = append(images, checked{image, tree.write(t, dir, v.name, v.Options)})
+		image := checked{Image: vmtest.Image{Name: v.name, Backward: i%2 == 1}, want: want}
+		image.path, image.blobs = t.write(tb, dir, v.name, v)
+		images = append(images, image)
 	}
-	want := tree.seen()
+	return images
+}
+
+// readEverywhere has the images read in each kernel.
+func readEverywhere(t *testing.T, images []checked) {
+	t.Helper()
 	for _, kernel := range kernels {
 		t.Run(kernel, func(t *testing.T) {
 			seen := boot(t, kernel, images)
-			for _, v := range variants {
-				s := seen[v.name]
+			for _, image := range images {
+				s := seen[image.Name]
 				if s.Mount != "" || s.Walk != "" {
-					t.Errorf("%s: %s%s", v.name, s.Mount, s.Walk)
+					t.Errorf("%s: %s%s", image.Name, s.Mount, s.Walk)
 				}
-				if diff := cmp.Diff(want, s.Trees); diff != "" {
-					t.Errorf("%s (-want +got):\n%s", v.name, diff)
+				if diff := cmp.Diff(image.want, s.Trees); diff != "" {
+					t.Errorf("%s (-want +got):\n%s", image.Name, diff)
 				}
 			}
 		})
@@ -116,7 +146,8 @@ func TestKernelsSee(t *testing.T) {
 	tree.file("changed/file", []byte(content))
 	tree.file("same/file", []byte("other content"))
 	dir := t.TempDir()
-	good, err := os.ReadFile(tree.write(t, dir, "good", erofs.Options{}))
+	path, _ := tree.write(t, dir, "good", variant{})
+	good, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +179,7 @@ func TestKernelsSee(t *testing.T) {
 		if err := os.WriteFile(path, image, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		images = append(images, checked{vmtest.Image{Name: test.name}, path})
+		images = append(images, checked{Image: vmtest.Image{Name: test.name}, path: path})
 	}
 	want := tree.seen()
 	for _, kernel := range kernels {

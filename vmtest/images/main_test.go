@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -50,7 +51,9 @@ var guestProgram = sync.OnceValues(func() ([]byte, error) {
 // checked is an image of a boot.
 type checked struct {
 	vmtest.Image
-	path string
+	path  string
+	blobs []string
+	want  map[string]vmtest.TreeSeen
 }
 
 // perDisk is how many partitions a disk has.
@@ -61,18 +64,32 @@ const perDisk = 100
 func boot(t *testing.T, kernel string, images []checked) map[string]vmtest.ImageSeen {
 	t.Helper()
 	var m vmtest.Machine
-	for i := 0; i < len(images); i += perDisk {
-		var parts []disk.Partition
-		for j := i; j < min(i+perDisk, len(images)); j++ {
-			images[j].Device = fmt.Sprintf("/dev/vd%c%d", 'a'+i/perDisk, j-i+1)
-			parts = append(parts, disk.Partition{Label: fmt.Sprintf("image%d", j), Image: images[j].path})
-		}
-		path := filepath.Join(t.TempDir(), fmt.Sprintf("disk%d", i))
+	var parts []disk.Partition
+	flush := func() {
+		path := filepath.Join(t.TempDir(), fmt.Sprintf("disk%d", len(m.Drives)))
 		if _, err := disk.Create(path, disk.Spec{Partitions: parts}); err != nil {
 			t.Fatal(err)
 		}
 		m.Drives = append(m.Drives, vmtest.Drive{Path: path, ReadOnly: true})
+		parts = nil
 	}
+	attach := func(path string) (device string) {
+		if len(parts) == perDisk {
+			flush()
+		}
+		parts = append(parts, disk.Partition{Label: fmt.Sprintf("part%d", len(parts)), Image: path})
+		return fmt.Sprintf("/dev/vd%c%d", 'a'+len(m.Drives), len(parts))
+	}
+	for i := range images {
+		image := &images[i]
+		image.Device = attach(image.path)
+		var options []string
+		for _, blob := range image.blobs {
+			options = append(options, "device="+attach(blob))
+		}
+		image.Options = strings.Join(options, ",")
+	}
+	flush()
 	seen := map[string]vmtest.ImageSeen{}
 	m.OnEvent = func(e vmtest.Event) {
 		if e.Kind != vmtest.EventImage {

@@ -2,9 +2,11 @@ package images
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -28,12 +30,51 @@ const buildTime = 1_700_000_000
 // tree is what an image is made of.
 type tree struct {
 	root   *erofs.Node
-	bodies map[*erofs.Node][]byte
+	bodies map[*erofs.Node]body
 	noise  *rand.ChaCha8
 }
 
+// body is a content: what is not zero of it, in rising order.
+type body []extent
+
+type extent struct {
+	offset int64
+	data   []byte
+}
+
+// ReadAt gives zeros also where the content has an end.
+func (b body) ReadAt(p []byte, off int64) (int, error) {
+	clear(p)
+	for _, e := range b {
+		if at := e.offset - off; at >= 0 {
+			copy(p[min(at, int64(len(p))):], e.data)
+		} else {
+			copy(p, e.data[min(-at, int64(len(e.data))):])
+		}
+	}
+	return len(p), nil
+}
+
+// digest is what a guest says of it.
+func (b body) digest(size int64) string {
+	h := sha256.New()
+	write := func(offset, length int64) {
+		if _, err := io.Copy(h, io.NewSectionReader(b, offset, length)); err != nil {
+			panic(err) // neither side has any
+		}
+	}
+	if size < vmtest.SampledBytes {
+		write(0, size)
+	} else {
+		for offset, length := range vmtest.Samples(size) {
+			write(offset, length)
+		}
+	}
+	return fmt.Sprintf("%x", h.Sum(nil))
+}
+
 func newTree() *tree {
-	return &tree{root: newNode(unix.S_IFDIR | 0o755), bodies: map[*erofs.Node][]byte{}, noise: rand.NewChaCha8([32]byte{})}
+	return &tree{root: newNode(unix.S_IFDIR | 0o755), bodies: map[*erofs.Node]body{}, noise: rand.NewChaCha8([32]byte{})}
 }
 
 func newNode(mode uint32) *erofs.Node {
@@ -58,10 +99,14 @@ func (t *tree) add(name string, n *erofs.Node) *erofs.Node {
 	return n
 }
 
-func (t *tree) file(name string, body []byte) *erofs.Node {
+func (t *tree) file(name string, data []byte) *erofs.Node {
+	return t.sparse(name, int64(len(data)), extent{0, data})
+}
+
+func (t *tree) sparse(name string, size int64, data ...extent) *erofs.Node {
 	n := t.add(name, newNode(unix.S_IFREG|0o644))
-	n.Size = int64(len(body))
-	t.bodies[n] = body
+	n.Size = size
+	t.bodies[n] = data
 	return n
 }
 
@@ -282,7 +327,7 @@ func (t *tree) seen() map[string]vmtest.TreeSeen {
 		}
 		switch n.Mode & unix.S_IFMT {
 		case unix.S_IFREG:
-			e.Size, e.SHA256 = n.Size, fmt.Sprintf("%x", sha256.Sum256(t.bodies[n]))
+			e.Size, e.SHA256 = n.Size, t.bodies[n].digest(n.Size)
 		case unix.S_IFLNK:
 			e.Size = int64(len(n.Target))
 		case unix.S_IFCHR, unix.S_IFBLK:
@@ -313,42 +358,85 @@ func (t *tree) seen() map[string]vmtest.TreeSeen {
 	return seen
 }
 
-// write writes an image into a file and gives its path.
-func (t *tree) write(tb testing.TB, dir, name string, o erofs.Options) string {
+// sparseTree has files that are nearly all zeros.
+func sparseTree() *tree {
+	t := newTree()
+	const gib, mib = 1 << 30, 1 << 20
+	t.sparse("sparse/5gib", 5*gib+7,
+		extent{0, t.text(9000)},
+		extent{16*mib - 100, t.random(5000)},
+		extent{4*gib - 4096, t.text(8192)},
+		extent{4*gib + 64*mib + 1, t.random(3)},
+		extent{5 * gib, []byte("the end")})
+	t.sparse("sparse/zeros", 20*mib)
+	t.sparse("sparse/zeros-odd", 3*mib+1)
+	t.sparse("sparse/begin", 8*mib, extent{0, t.text(4096)})
+	t.sparse("sparse/end", 8*mib, extent{8*mib - 1, []byte{1}})
+	t.sparse("sparse/middle", 8*mib, extent{3*mib + 5, t.random(70_000)})
+	var many []extent
+	for i := range int64(50) {
+		many = append(many, extent{i * 150_001, t.random(1 + int(i)*97)})
+	}
+	t.sparse("sparse/many", 8*mib, many...)
+	return t
+}
+
+// write writes an image into a file and gives the path, and those of the blobs
+// that it refers to.
+func (t *tree) write(tb testing.TB, dir, name string, v variant) (path string, blobs []string) {
 	tb.Helper()
-	spool, err := os.CreateTemp(dir, "spool-")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer spool.Close()
-	if err := os.Remove(spool.Name()); err != nil {
-		tb.Fatal(err)
-	}
-	w, err := erofs.NewWriter(spool, o)
-	if err != nil {
-		tb.Fatalf("%s: %v", name, err)
-	}
-	for n, body := range t.bodies {
-		if len(body) == 0 {
-			continue
-		}
-		if n.Ref, err = w.Put(bytes.NewReader(body), n.Size); err != nil {
+	must := func(err error) {
+		tb.Helper()
+		if err != nil {
 			tb.Fatalf("%s: %v", name, err)
 		}
 	}
-	out, err := os.Create(filepath.Join(dir, name+".erofs"))
-	if err != nil {
-		tb.Fatal(err)
+	spool, err := os.CreateTemp(dir, "spool-")
+	must(err)
+	defer spool.Close()
+	must(os.Remove(spool.Name()))
+	w, err := erofs.NewWriter(spool, v.Options)
+	must(err)
+	for n, body := range t.bodies {
+		if n.Size > 0 {
+			n.Ref, err = w.Put(io.NewSectionReader(body, 0, n.Size), n.Size)
+			must(err)
+		}
 	}
-	defer out.Close()
+	create := func(name string) *os.File {
+		f, err := os.Create(filepath.Join(dir, name))
+		must(err)
+		tb.Cleanup(func() { f.Close() })
+		return f
+	}
+	out := create(name + ".erofs")
 	digest := sha256.Sum256([]byte(name))
 	id := erofs.Identity{UUID: bootconf.UUID(digest[:16]), BuildTime: buildTime}
-	size, err := w.Write(context.Background(), out, t.root, id)
-	if err != nil {
-		tb.Fatalf("%s: %v", name, err)
+	if !v.split {
+		size, err := w.Write(context.Background(), out, t.root, id)
+		must(err)
+		must(out.Truncate(size))
+		return out.Name(), nil
 	}
-	if err := out.Truncate(size); err != nil {
-		tb.Fatal(err)
+	// Half of the contents are in a blob already, a part of which is of another
+	// tree.
+	var data []byte
+	for i, n := range slices.SortedFunc(maps.Keys(t.bodies), func(a, b *erofs.Node) int { return cmp.Compare(a.Ref, b.Ref) }) {
+		if i%2 == 0 && n.Size < 16<<20 {
+			b := make([]byte, (n.Size+4095)/4096*4096+4096)
+			_, err := t.bodies[n].ReadAt(b[:n.Size], 0)
+			must(err)
+			data = append(data, b...)
+		}
 	}
-	return out.Name()
+	old, fresh := create(name+".old"), create(name+".new")
+	_, err = old.Write(data)
+	must(err)
+	s, err := w.WriteSplit(context.Background(), out, fresh, []erofs.Blob{{SHA256: sha256.Sum256(data), Size: int64(len(data)), Data: old}}, t.root, id)
+	must(err)
+	must(out.Truncate(s.Size))
+	if len(s.Devices) != 2 || !s.New {
+		tb.Fatalf("%s: devices %v, new %t; want an old and a new blob", name, s.Devices, s.New)
+	}
+	return out.Name(), []string{old.Name(), fresh.Name()}
 }
