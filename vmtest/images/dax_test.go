@@ -25,6 +25,7 @@ func TestDAXMapsHugePages(t *testing.T) {
 
 	for _, kernel := range kernels {
 		t.Run(kernel, func(t *testing.T) {
+			t.Parallel()
 			m := vmtest.Machine{Pmem: []vmtest.Pmem{{Path: image, AddrMiB: 256}}}
 			r := run(t, kernel, m, nil, "dax_faults:/dev/pmem0")
 			var found map[string]struct {

@@ -123,6 +123,7 @@ func readEverywhere(t *testing.T, images []checked) {
 	t.Helper()
 	for _, kernel := range kernels {
 		t.Run(kernel, func(t *testing.T) {
+			t.Parallel()
 			seen := boot(t, kernel, images)
 			for _, image := range images {
 				s := seen[image.Name]
@@ -184,6 +185,7 @@ func TestKernelsSee(t *testing.T) {
 	want := tree.seen()
 	for _, kernel := range kernels {
 		t.Run(kernel, func(t *testing.T) {
+			t.Parallel()
 			seen := boot(t, kernel, images)
 			for _, test := range tests {
 				s := seen[test.name]
