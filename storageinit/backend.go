@@ -29,9 +29,10 @@ func (a *attempt) triedDevice(name string) bool {
 	return slices.ContainsFunc(a.tried, func(t trial) bool { return t.device == name })
 }
 
-// forget makes the devices of an event worth another try.
-func (a *attempt) forget(event Uevent) {
-	lost := event == Uevent{}
+// forget makes the devices of an event worth another try. The image may also
+// have missed an extra device.
+func (a *attempt) forget(event Uevent, conf *bootconf.Config) {
+	lost := event == Uevent{} || event.Block != "" && len(conf.Devices) > 0
 	a.tried = slices.DeleteFunc(a.tried, func(t trial) bool { return lost || t.device == event.Block })
 }
 
@@ -112,7 +113,7 @@ func (b *boot) mountImage() error {
 			if a.refused = b.loadPending(a.backend); a.refused != nil {
 				continue
 			}
-			a.forget(event)
+			a.forget(event, &b.conf)
 			if b.try(a) {
 				return b.served(attempts, a)
 			}
@@ -266,7 +267,11 @@ func (b *boot) mountDevice(backend bootconf.Backend, d *device) error {
 		return errors.New("the device has " + strconv.FormatInt(image.Size(), 10) +
 			" bytes, the image " + strconv.FormatInt(b.conf.ImageSize, 10))
 	}
-	data := ""
+	data, release, err := b.openBlobs(backend, image, &superblock)
+	if err != nil {
+		return err
+	}
+	defer release()
 	if backend == bootconf.PmemDAX {
 		if superblock.Compressed() {
 			return errors.New("the image is compressed, dax needs an uncompressed one")
@@ -299,14 +304,20 @@ func (b *boot) mountFromBootfs(backend bootconf.Backend, d *device) (err error) 
 		return failed("open "+b.conf.FS, err)
 	}
 	defer image.Close()
-	if err := b.checkImageFile(image); err != nil {
+	superblock, err := b.checkImageFile(image)
+	if err != nil {
 		return failed(b.conf.FS, err)
 	}
+	blobs, releaseBlobs, err := b.openBlobs(backend, image, &superblock)
+	if err != nil {
+		return err
+	}
+	defer releaseBlobs()
 	switch backend {
 	case bootconf.File:
-		return b.mountErofs(image.Source(), "")
+		return b.mountErofs(image.Source(), blobs)
 	case bootconf.Loop:
-		direct, err := b.mountLoop(image)
+		direct, err := b.mountLoop(image, blobs)
 		if err == nil && !direct {
 			b.log(levelWarn, "loop device without direct I/O: the image is cached twice")
 		}
@@ -321,10 +332,10 @@ func (b *boot) mountFromBootfs(backend bootconf.Backend, d *device) (err error) 
 	if err := b.releaseBootfs(); err != nil {
 		return err
 	}
-	if err := b.checkImageFile(memory); err != nil {
+	if _, err := b.checkImageFile(memory); err != nil {
 		return failed("copy of "+b.conf.FS, err)
 	}
-	_, err = b.mountLoop(memory)
+	_, err = b.mountLoop(memory, blobs)
 	return err
 }
 
@@ -336,20 +347,26 @@ func (b *boot) mountEmbedded() error {
 		return failed("open "+bootconf.EmbeddedPath, err)
 	}
 	defer image.Close()
-	if err := b.checkImageFile(image); err != nil {
+	superblock, err := b.checkImageFile(image)
+	if err != nil {
 		return failed(bootconf.EmbeddedPath, err)
 	}
-	_, err = b.mountLoop(image)
+	blobs, release, err := b.openBlobs(bootconf.Embedded, image, &superblock)
+	if err != nil {
+		return err
+	}
+	defer release()
+	_, err = b.mountLoop(image, blobs)
 	return err
 }
 
-func (b *boot) mountLoop(image Image) (direct bool, err error) {
+func (b *boot) mountLoop(image Image, data string) (direct bool, err error) {
 	loop, err := b.sys.AttachLoop(image)
 	if err != nil {
 		return false, failed("attach a loop device", err)
 	}
 	defer loop.Release()
-	return loop.DirectIO, b.mountErofs(loop.Path, "")
+	return loop.DirectIO, b.mountErofs(loop.Path, data)
 }
 
 func (b *boot) mountErofs(source, data string) error {
@@ -368,13 +385,12 @@ func (b *boot) unmountLower(why error) error {
 }
 
 // checkImageFile checks identity and length of an image that is a file.
-func (b *boot) checkImageFile(image Image) error {
+func (b *boot) checkImageFile(image Image) (probe.EROFS, error) {
 	if image.Size() != b.conf.ImageSize {
-		return errors.New("the image has " + strconv.FormatInt(image.Size(), 10) +
+		return probe.EROFS{}, errors.New("the image has " + strconv.FormatInt(image.Size(), 10) +
 			" bytes, image_size says " + strconv.FormatInt(b.conf.ImageSize, 10))
 	}
-	_, err := b.checkImage(image)
-	return err
+	return b.checkImage(image)
 }
 
 // checkImage checks that an image is the configured one. A truncated one would
@@ -391,6 +407,10 @@ func (b *boot) checkImage(image Image) (probe.EROFS, error) {
 	if superblock.Size > b.conf.ImageSize {
 		return superblock, errors.New("the superblock counts " + strconv.FormatInt(superblock.Size, 10) +
 			" bytes, image_size says " + strconv.FormatInt(b.conf.ImageSize, 10))
+	}
+	if superblock.Devices != len(b.conf.Devices) {
+		return superblock, errors.New("the image needs " + strconv.Itoa(superblock.Devices) +
+			" extra devices, the key device names " + strconv.Itoa(len(b.conf.Devices)))
 	}
 	return superblock, nil
 }

@@ -32,7 +32,8 @@ type fakeSystem struct {
 	disks       []*fakeBlock // that virtio_blk brings
 	pmems       []*fakeBlock // that nd_pmem brings
 	embedded    *fakeContent
-	executables map[string]bool // in the full tree
+	blobs       map[string]*fakeContent // in the mini-initramfs
+	executables map[string]bool         // in the full tree
 	args, env   []string
 	cpus        int
 	noDAX       bool // dax=always is silently left out
@@ -424,6 +425,8 @@ func (f *fakeSystem) Open(root, path string) (Image, error) {
 	case root == "/":
 		if b := f.block(path); b != nil {
 			content = &b.fakeContent
+		} else {
+			content = f.blobs[path]
 		}
 	case root == bootfsDir:
 		if b := f.block(f.mounts[bootfsDir].source); b != nil {

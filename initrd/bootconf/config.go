@@ -173,6 +173,11 @@ type Config struct {
 	FSType     string // type of the image, always erofs
 	SCSIAddr   string // host:channel:target:lun, the only LUN to scan
 
+	// Devices are the extra devices of the image (blobs), in the order of its
+	// device table: for block as bootfs is named, else paths as that of FS. In
+	// a file they are one value with commas in between, which no name can have.
+	Devices []string
+
 	ImageUUID UUID  // required
 	ImageSize int64 // bytes, required
 
@@ -234,6 +239,15 @@ func (c *Config) Set(key, value string) error {
 			return errors.New("bad SCSI address " + strconv.Quote(value) + "; it is HOST:CHANNEL:TARGET:LUN")
 		}
 		c.SCSIAddr = value
+	case "device":
+		var list []string
+		for name := range strings.SplitSeq(value, ",") {
+			if _, err := ParseTag(name); err != nil && (!strings.HasPrefix(name, "/") || hasDotDot(name)) {
+				return errors.New("bad device " + strconv.Quote(name) + "; it is a tag or an absolute path without ..")
+			}
+			list = append(list, name)
+		}
+		c.Devices = list
 	case "image_uuid":
 		var u UUID
 		if u, err = ParseUUID(value); err == nil {
@@ -394,6 +408,7 @@ func (c *Config) Format() string {
 	put("fs", c.FS, "")
 	put("fstype", c.FSType, "")
 	put("scsi.addr", c.SCSIAddr, "")
+	put("device", strings.Join(c.Devices, ","), "")
 	put("image_uuid", c.ImageUUID.String(), UUID{}.String())
 	put("image_size", strconv.FormatInt(c.ImageSize, 10), "0")
 	put("timeout", strconv.Itoa(c.TimeoutSeconds), strconv.Itoa(d.TimeoutSeconds))

@@ -23,6 +23,7 @@ func filledConfig() Config {
 		FS:             "/initoverlayfs.img",
 		FSType:         "erofs",
 		SCSIAddr:       "0:0:0:1",
+		Devices:        []string{"/a.blob", "/b.blob"},
 		ImageUUID:      parsedTestUUID,
 		ImageSize:      4096,
 		TimeoutSeconds: 7,
@@ -63,6 +64,8 @@ func TestSetTakesGoodValues(t *testing.T) {
 		{"fs", "/boot/a b.img", func(c *Config) { c.FS = "/boot/a b.img" }},
 		{"fs", "/..hidden/x..", func(c *Config) { c.FS = "/..hidden/x.." }},
 		{"fstype", "erofs", func(*Config) {}},
+		{"device", "/a.blob", func(c *Config) { c.Devices = []string{"/a.blob"} }},
+		{"device", "PARTLABEL=a b,/dev/sda3,UUID=x", func(c *Config) { c.Devices = []string{"PARTLABEL=a b", "/dev/sda3", "UUID=x"} }},
 		{"scsi.addr", "0:0:0:49476", func(c *Config) { c.SCSIAddr = "0:0:0:49476" }},
 		{"image_uuid", "00000000-0000-0000-0000-000000000001", func(c *Config) { c.ImageUUID = UUID{15: 1} }},
 		{"image_size", "9223372036854775807", func(c *Config) { c.ImageSize = 1<<63 - 1 }},
@@ -100,6 +103,7 @@ func TestSetRefusesBadValues(t *testing.T) {
 		"bootfs_hint":  {"", "sda2", "/sda2", "dev/sda2"},
 		"fs":           {"", "x.img", "../x", "/../x", "/a/../b", "/a/.."},
 		"fstype":       {"", "squashfs", "EROFS"},
+		"device":       {"", ",", "/a,", ",/a", "/a,b", "a.blob", "/a/../b", "/dev/../a", "LABEL="},
 		"scsi.addr":    {"", "0", "0:0:0", "0:0:0:0:0", "a:0:0:0", "-1:0:0:0", "+1:0:0:0", "0::0:0", "0:0:0:18446744073709551616"},
 		"image_uuid":   {"", "x", testUUID + "0", testUUID[1:], strings.Replace(testUUID, "f", "g", 1), "+" + testUUID[1:]},
 		"image_size":   {"", "0", "-1", "4K", "4096.0", "9223372036854775808", "0x1000"},
@@ -236,6 +240,7 @@ bootfstype ext4
 fs /initoverlayfs.img
 fstype erofs
 scsi.addr 0:0:0:1
+device /a.blob,/b.blob
 image_uuid ` + testUUID + `
 image_size 4096
 timeout 7

@@ -18,6 +18,9 @@ const (
 	AliasesPath = "/etc/initoverlayfs.aliases"
 	// EmbeddedPath is the image of the embedded backend.
 	EmbeddedPath = "/initoverlayfs.img"
+	// BlobSuffix ends the name of a blob, an extra device of images, behind the
+	// SHA-256 of its content in hexadecimal digits.
+	BlobSuffix = ".blob"
 	// RecordPath is the boot record of the booted system.
 	RecordPath = "/run/initoverlayfs/boot.json"
 	// LogPrefix begins every line that storage-init writes to the kernel log.

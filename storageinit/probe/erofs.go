@@ -13,10 +13,14 @@ import (
 type EROFS struct {
 	UUID bootconf.UUID
 	Size int64 // bytes that the superblock counts
+	// Devices is how many extra devices the image needs; see Device.
+	Devices int
 
 	label       string
 	incompat    uint32
 	compression uint16
+	table       int64 // offset of the device table
+	blockBits   uint8
 }
 
 const (
@@ -27,6 +31,9 @@ const (
 	// Feature bits that only images with compressed data have.
 	incompatZeroPadding = 0x1
 	incompatComprCfgs   = 0x2
+
+	incompatDeviceTable = 0x8
+	deviceSlotSize      = 128
 )
 
 // Compressed reports whether the image may hold compressed data.
@@ -54,11 +61,27 @@ func parseEROFS(b []byte) (EROFS, error) {
 	if le.Uint32(b) != erofsMagic || blockBits < 9 || blockBits > 16 {
 		return EROFS{}, errNotEROFS
 	}
-	return EROFS{
+	e := EROFS{
 		UUID:        bootconf.UUID(b[48:64]),
 		Size:        int64(le.Uint32(b[36:])) << blockBits,
 		label:       text(b[64:80]),
 		incompat:    le.Uint32(b[80:]),
 		compression: le.Uint16(b[84:]),
-	}, nil
+		table:       int64(le.Uint16(b[88:])) * deviceSlotSize,
+		blockBits:   blockBits,
+	}
+	if e.incompat&incompatDeviceTable != 0 {
+		e.Devices = int(le.Uint16(b[86:]))
+	}
+	return e, nil
+}
+
+// Device reads the i-th slot of the device table, struct erofs_deviceslot: what
+// the device is called, and how many bytes of it the image may read.
+func (e *EROFS) Device(r io.ReaderAt, i int) (tag string, size int64, err error) {
+	var b [deviceSlotSize]byte
+	if n, err := r.ReadAt(b[:], e.table+int64(i)*deviceSlotSize); n < len(b) {
+		return "", 0, err
+	}
+	return text(b[:64]), int64(binary.LittleEndian.Uint32(b[64:])) << e.blockBits, nil
 }
