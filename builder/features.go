@@ -23,26 +23,42 @@ const (
 	Off
 )
 
-// ImageFeatures are the ways to make a compressed image smaller; see
-// erofs.Options.
+// ImageFeatures are the ways to make an image smaller; see erofs.Options.
 type ImageFeatures struct {
-	Ztailpacking, Fragments, Dedupe Switch
+	Holes                           Switch // of all images
+	Ztailpacking, Fragments, Dedupe Switch // of compressed ones
+	Chunks                          Switch // of uncompressed ones; Auto is off
 	// FragmentBytes is the size of the largest contents that are packed together;
 	// 0 is that of a physical cluster.
 	FragmentBytes int64
+	// ChunkBytes is the size of what is compared and shared; 0 is a block.
+	ChunkBytes int64
 }
 
 type namedSwitch struct {
 	name string
 	*Switch
 	feature erofs.Feature
+	kind    imageKind
+	bytes   *int64 // the value of a feature that has one
 }
+
+// imageKind says which images may have a feature.
+type imageKind int
+
+const (
+	anyImage imageKind = iota
+	compressedImage
+	plainImage
+)
 
 func (f *ImageFeatures) switches() []namedSwitch {
 	return []namedSwitch{
-		{"ztailpacking", &f.Ztailpacking, erofs.FeatureZtailpacking},
-		{"fragments", &f.Fragments, erofs.FeatureFragments},
-		{"dedupe", &f.Dedupe, erofs.FeatureDedupe},
+		{"holes", &f.Holes, erofs.FeatureChunks, anyImage, nil},
+		{"ztailpacking", &f.Ztailpacking, erofs.FeatureZtailpacking, compressedImage, nil},
+		{"fragments", &f.Fragments, erofs.FeatureFragments, compressedImage, &f.FragmentBytes},
+		{"dedupe", &f.Dedupe, erofs.FeatureDedupe, compressedImage, nil},
+		{"chunks", &f.Chunks, erofs.FeatureChunks, plainImage, &f.ChunkBytes},
 	}
 }
 
@@ -81,10 +97,10 @@ func (f *ImageFeatures) set(item string) error {
 			return nil
 		}
 		n, err := strconv.ParseInt(value, 10, 64)
-		if off || name != "fragments" || err != nil || n < 1 {
-			return fmt.Errorf("bad image feature %q; only fragments has a value, a number of bytes", item)
+		if off || s.bytes == nil || err != nil || n < 1 {
+			return fmt.Errorf("bad image feature %q; only fragments and chunks have a value, a number of bytes", item)
 		}
-		f.FragmentBytes = n
+		*s.bytes = n
 		return nil
 	}
 	return fmt.Errorf("unknown image feature %q; those are %s, each also with no-", item, strings.Join(names, ", "))
@@ -97,8 +113,8 @@ func (f ImageFeatures) String() string {
 		switch {
 		case *s.Switch == Off:
 			list = append(list, "no-"+s.name)
-		case *s.Switch == On && s.name == "fragments" && f.FragmentBytes > 0:
-			list = append(list, fmt.Sprintf("%s=%d", s.name, f.FragmentBytes))
+		case *s.Switch == On && s.bytes != nil && *s.bytes > 0:
+			list = append(list, fmt.Sprintf("%s=%d", s.name, *s.bytes))
 		case *s.Switch == On:
 			list = append(list, s.name)
 		}
@@ -118,9 +134,12 @@ func (o ImageOptions) settle(frugal bool) (ImageOptions, error) {
 	compressed := !o.Compress.DAX()
 	for _, s := range o.Features.switches() {
 		switch {
-		case *s.Switch == On && !compressed:
+		case *s.Switch == On && !compressed && s.kind == compressedImage:
 			return o, fmt.Errorf("image feature %s needs a compressed image", s.name)
-		case *s.Switch == Auto && compressed && !frugal && !o.Kernel.Before(s.feature.Since):
+		case *s.Switch == On && compressed && s.kind == plainImage:
+			return o, fmt.Errorf("image feature %s needs an uncompressed image", s.name)
+		case *s.Switch == Auto && !frugal && !o.Kernel.Before(s.feature.Since) &&
+			(s.kind == anyImage || s.kind == compressedImage && compressed):
 			*s.Switch = On
 		case *s.Switch == Auto:
 			*s.Switch = Off
@@ -141,12 +160,17 @@ func (o ImageOptions) identity() string {
 
 // writerOptions are those of the writer for settled options.
 func (o ImageOptions) writerOptions() erofs.Options {
-	holes := !o.Kernel.Before(erofs.FeatureChunks.Since)
 	if o.Compress.DAX() {
-		return erofs.Options{DAX: true, Holes: holes}
+		w := erofs.Options{DAX: true, Holes: o.Features.Holes == On}
+		if o.Features.Chunks == On {
+			if w.ChunkBytes = int(o.Features.ChunkBytes); w.ChunkBytes == 0 {
+				w.ChunkBytes = 4096
+			}
+		}
+		return w
 	}
 	w := erofs.Options{
-		Holes:         holes,
+		Holes:         o.Features.Holes == On,
 		Compress:      true,
 		Level:         lz4Level(o.Compress),
 		PclusterBytes: o.PclusterBytes,

@@ -14,10 +14,11 @@ func TestParseImageFeatures(t *testing.T) {
 	for in, want := range map[string]ImageFeatures{
 		"":                                       {},
 		"ztailpacking":                           {Ztailpacking: On},
+		"no-holes,chunks=65536":                  {Holes: Off, Chunks: On, ChunkBytes: 65536},
 		"no-dedupe,fragments":                    {Dedupe: Off, Fragments: On},
 		"fragments=4096,no-ztailpacking":         {Fragments: On, FragmentBytes: 4096, Ztailpacking: Off},
 		"dedupe,fragments=1,ztailpacking":        {Ztailpacking: On, Fragments: On, FragmentBytes: 1, Dedupe: On},
-		"no-dedupe,no-fragments,no-ztailpacking": {Off, Off, Off, 0},
+		"no-dedupe,no-fragments,no-ztailpacking": {Ztailpacking: Off, Fragments: Off, Dedupe: Off},
 	} {
 		got, err := ParseImageFeatures(in)
 		if err != nil || got != want {
@@ -27,7 +28,7 @@ func TestParseImageFeatures(t *testing.T) {
 			t.Errorf("%q does not give back %+v: %+v, %v", got, got, back, err)
 		}
 	}
-	for _, in := range []string{",", "dedupe,", "all", "no-", "no-no-dedupe", "fragments=", "fragments=0", "fragments=64k", "no-fragments=1", "dedupe,dedupe"} {
+	for _, in := range []string{",", "dedupe,", "all", "no-", "no-no-dedupe", "fragments=", "fragments=0", "fragments=64k", "no-fragments=1", "holes=1", "chunks=0", "dedupe,dedupe"} {
 		if got, err := ParseImageFeatures(in); err == nil {
 			t.Errorf("ParseImageFeatures(%q) = %+v, want an error", in, got)
 		}
@@ -43,11 +44,12 @@ func TestSettle(t *testing.T) {
 		frugal bool
 		want   string
 	}{
-		{"baseline", erofs.KernelVersion{}, "", false, "no-ztailpacking,no-fragments,no-dedupe"},
-		{"5.17", erofs.KernelVersion{Major: 5, Minor: 17}, "", false, "ztailpacking,no-fragments,no-dedupe"},
-		{"6.1", erofs.KernelVersion{Major: 6, Minor: 1}, "", false, "ztailpacking,fragments,dedupe"},
-		{"7.2", erofs.KernelVersion{Major: 7, Minor: 2}, "no-fragments", false, "ztailpacking,no-fragments,dedupe"},
-		{"frugal", erofs.KernelVersion{Major: 6, Minor: 1}, "dedupe", true, "no-ztailpacking,no-fragments,dedupe"},
+		{"baseline", erofs.KernelVersion{}, "", false, "holes,no-ztailpacking,no-fragments,no-dedupe,no-chunks"},
+		{"5.13", erofs.KernelVersion{Major: 5, Minor: 13}, "", false, "no-holes,no-ztailpacking,no-fragments,no-dedupe,no-chunks"},
+		{"5.17", erofs.KernelVersion{Major: 5, Minor: 17}, "", false, "holes,ztailpacking,no-fragments,no-dedupe,no-chunks"},
+		{"6.1", erofs.KernelVersion{Major: 6, Minor: 1}, "", false, "holes,ztailpacking,fragments,dedupe,no-chunks"},
+		{"7.2", erofs.KernelVersion{Major: 7, Minor: 2}, "no-fragments", false, "holes,ztailpacking,no-fragments,dedupe,no-chunks"},
+		{"frugal", erofs.KernelVersion{Major: 6, Minor: 1}, "dedupe", true, "no-holes,no-ztailpacking,no-fragments,dedupe,no-chunks"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -78,6 +80,8 @@ func TestMkfsFeatures(t *testing.T) {
 		{"fragments", "1.5-dirty", nil, "1.6 and later"},
 		{"dedupe", "1.5", nil, "1.6 and later"},
 		{"fragments=1", "1.9", nil, "no limit"},
+		{"holes", "1.9", nil, "no holes"},
+		{"chunks=4096", "1.9", nil, "no chunks"},
 		{"", "unknown", nil, "unknown"},
 	}
 	for _, tt := range tests {

@@ -176,6 +176,11 @@ func mkfsFeatures(f ImageFeatures, version string) (args []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("version of mkfs.erofs: %w", err)
 	}
+	for name, s := range map[string]Switch{"holes": f.Holes, "chunks": f.Chunks} {
+		if s == On {
+			return nil, &HintedError{fmt.Errorf("with mkfs.erofs, images have no %s", name), "use --mkfs native"}
+		}
+	}
 	if f.FragmentBytes > 0 {
 		return nil, errors.New("mkfs.erofs has no limit for the size of fragments")
 	}

@@ -43,8 +43,9 @@ func (l *layoutFlags) add(f *pflag.FlagSet, kernel string) {
 	d := builder.DefaultImageOptions()
 	f.StringVar(&l.compress, "image-compress", d.Compress.String(), "`ALGORITHM` of the image: lz4hc[,LEVEL], lz4 or none")
 	f.IntVar(&l.pcluster, "pcluster", d.PclusterBytes, "largest compressed cluster in `BYTES`, a power of two")
-	f.StringVar(&l.features, "image-features", "", "`LIST` of ztailpacking, fragments[=BYTES] and dedupe, which make a compressed image smaller,\n"+
-		"each also with no- in front (default: those that the kernel knows; with mkfs.erofs none)")
+	f.StringVar(&l.features, "image-features", "", "`LIST` of what makes an image smaller: holes; compressed ones: ztailpacking,\n"+
+		"fragments[=BYTES], dedupe; others: chunks[=BYTES]. Each also with no- in front\n"+
+		"(default: all that the kernel knows, but for chunks; with mkfs.erofs none)")
 	f.StringVar(&l.kernel, "kernel-version", "", "oldest Linux `VERSION` that has to read the image (default "+kernel+")")
 	f.StringVar(&l.mkfs, "mkfs", "native", "image `PRODUCER`: native or mkfs.erofs")
 }
@@ -85,7 +86,8 @@ func (a *app) imageCreateCommand() *cobra.Command {
 			"extended attributes and parts of seconds are kept, too; its files are read when\n" +
 			"they are packed, and one that changes meanwhile is an error.\n\n" +
 			"The image has what the kernel named by --kernel-version can read, and nothing\n" +
-			"that came later. Linux 5.17 brought ztailpacking, 6.1 fragments and dedupe.",
+			"that came later. Linux 5.15 brought holes and chunks, 5.17 ztailpacking, 6.1\n" +
+			"fragments and dedupe.",
 		Args: cobra.ExactArgs(2),
 		RunE: a.verb(func(ctx context.Context, args []string) error {
 			producer, options, err := layout.options()
