@@ -210,6 +210,14 @@ func (w *Writer) write(ctx context.Context, im *image, root *Node) (int64, error
 	if err != nil {
 		return 0, fmt.Errorf("EROFS writer: %w", err)
 	}
+	if w.options.Compress && w.options.Dedupe {
+		if err := findCopies(ctx, p.contents, w.options.Workers); err != nil {
+			return 0, fmt.Errorf("EROFS writer: %w", err)
+		}
+		for _, d := range p.contents {
+			p.shared = p.shared || len(d.copies) > 0
+		}
+	}
 	im.end = 1
 	if err := im.writeChunked(ctx, p); err != nil {
 		return 0, err

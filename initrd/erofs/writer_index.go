@@ -11,6 +11,8 @@ type indexEntry struct {
 	value uint16 // of a head: where the extent begins; else: distance to the head, or lclusterCblkcnt and blocks
 	next  uint16 // of others: distance to the next head
 	block uint32 // of the extent
+
+	partial bool // of a head: the extent is the beginning of what the cluster holds
 }
 
 // indexEntries gives the indexes of a compressed content, one for each block of its
@@ -18,45 +20,71 @@ type indexEntry struct {
 // marks the end.
 func indexEntries(s *stored, size int64) ([]indexEntry, error) {
 	list := make([]indexEntry, 0, (size+blockSize-1)>>blockBits)
-	at, block := int64(0), s.start
-	add := func(length int64, blocks uint64, plain bool) {
+	at := int64(0)
+	add := func(length int64, e run, block uint32, partial bool) {
 		kind := uint8(lclusterHead1)
-		if plain {
+		if e.plain {
 			kind = lclusterPlain
 		}
 		first, end := at>>blockBits, (at+length)>>blockBits
-		head := indexEntry{kind: kind, value: uint16(at % blockSize), block: uint32(block)}
-		if blocks == 0 {
-			head.block = 0
-		}
-		list = append(list, head)
+		list = append(list, indexEntry{kind: kind, value: uint16(at % blockSize), block: block, partial: partial})
 		for i := first + 1; i < end; i++ {
 			value := uint16(i - first)
 			if i == first+1 {
-				value = lclusterCblkcnt | uint16(max(blocks, 1))
+				value = lclusterCblkcnt | max(e.blocks, 1)
 			}
-			list = append(list, indexEntry{kind: lclusterNonhead, value: value, next: uint16(end - i), block: head.block})
+			list = append(list, indexEntry{kind: lclusterNonhead, value: value, next: uint16(end - i), block: block})
 		}
 		at += length
-		block += blocks
 		if at == size && at%blockSize != 0 && end > first {
 			list = append(list, indexEntry{kind: lclusterPlain, value: uint16(at % blockSize)})
 		}
 	}
 	for _, e := range s.extents {
-		if !e.plain || e.blocks == 0 {
-			add(int64(e.length), uint64(e.blocks), e.plain)
-			continue
-		}
-		for rest := int64(e.length); rest > 0; rest -= blockSize {
-			add(min(rest, blockSize), 1, true)
+		switch {
+		case e.blocks == 0:
+			add(int64(e.length), e, 0, false)
+		case !e.plain:
+			add(int64(e.length), e, e.block, e.partial)
+		default:
+			block := e.block
+			for rest := int64(e.length); rest > 0; rest -= blockSize {
+				add(min(rest, blockSize), e, block, e.partial && rest <= blockSize)
+				block++
+			}
 		}
 	}
-	if at != size || len(list) != cap(list) || block-s.start != s.blocks {
-		return nil, fmt.Errorf("extents cover %d bytes in %d clusters and %d blocks, not %d in %d and %d",
-			at, len(list), block-s.start, size, cap(list), s.blocks)
+	if at != size || len(list) != cap(list) {
+		return nil, fmt.Errorf("extents cover %d bytes in %d clusters, not %d in %d", at, len(list), size, cap(list))
 	}
 	return list, nil
+}
+
+// fullIndexSize is how many bytes fullIndex appends.
+func fullIndexSize(size int64, head int) int {
+	return int(alignUp(int64(head), mapHeaderSize)) - head + mapHeaderSize + fullIndexGap +
+		int((size+blockSize-1)>>blockBits)*lclusterIndexSize
+}
+
+// fullIndex appends a map header and full indexes behind an inode that has head
+// bytes with its attributes; legacy_load_cluster_from_disk in fs/erofs/zmap.c.
+func fullIndex(b []byte, list []indexEntry, head int, advise uint16, inlineSize int) []byte {
+	b = append(b, make([]byte, alignUp(int64(head), mapHeaderSize)-int64(head))...)
+	b = encode(b, &diskMapHeader{FragmentOff: uint32(inlineSize) << 16, Advise: advise, Algorithms: algLZ4})
+	b = append(b, make([]byte, fullIndexGap)...)
+	for _, c := range list {
+		d := diskLcluster{Advise: uint16(c.kind), ClusterOfs: c.value, BlkAddr: c.block}
+		switch {
+		case c.kind == lclusterNonhead:
+			d.ClusterOfs, d.BlkAddr = 0, uint32(c.value)|uint32(c.next)<<16
+		case c.partial:
+			d.Advise |= lclusterPartialRef
+		}
+		b = binary.LittleEndian.AppendUint16(b, d.Advise)
+		b = binary.LittleEndian.AppendUint16(b, d.ClusterOfs)
+		b = binary.LittleEndian.AppendUint32(b, d.BlkAddr)
+	}
+	return b
 }
 
 // compactPacks says how many indexes of a content are in packs of 4-byte indexes,

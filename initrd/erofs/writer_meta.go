@@ -122,19 +122,22 @@ func (im *image) layOut(in *planInode) {
 			break
 		}
 		in.layout = d.layout
-		switch d.layout {
-		case LayoutFlatInline:
+		switch {
+		case d.layout == LayoutFlatInline:
 			in.inline = int(in.size % blockSize)
-		case LayoutCompressedCompact:
-			in.indexSize = compactIndexSize(in.size, in.headSize())
-			in.inline = len(d.tail)
-			in.u = uint32(d.blocks)
-			return
-		case LayoutCompressedFull:
+		case d.fragment:
 			in.indexSize = fragmentIndexSize(in.headSize())
 			in.u = 0
 			return
-		case LayoutChunkBased:
+		case d.layout.Compressed():
+			in.indexSize = compactIndexSize(in.size, in.headSize())
+			if d.layout == LayoutCompressedFull {
+				in.indexSize = fullIndexSize(in.size, in.headSize())
+			}
+			in.inline = len(d.tail)
+			in.u = uint32(d.blocks)
+			return
+		case d.layout == LayoutChunkBased:
 			in.indexSize = d.table.size(in.headSize())
 			in.u = uint32(d.table.format)
 			return
@@ -187,7 +190,9 @@ func (im *image) encodeInode(b []byte, in *planInode) ([]byte, error) {
 	}
 	b = append(b, in.xattrs...)
 	switch {
-	case in.layout == LayoutCompressedCompact:
+	case in.data != nil && in.data.fragment:
+		return fragmentIndex(b, in.data.start, in.headSize()), nil
+	case in.layout.Compressed():
 		list, err := indexEntries(&in.data.stored, in.size)
 		if err != nil {
 			return b, err
@@ -197,9 +202,12 @@ func (im *image) encodeInode(b []byte, in *planInode) ([]byte, error) {
 		if in.inline > 0 {
 			advise |= adviseInline
 		}
-		return append(compactIndex(b, list, in.headSize(), advise, in.inline), in.data.tail...), nil
-	case in.layout == LayoutCompressedFull:
-		return fragmentIndex(b, in.data.start, in.headSize()), nil
+		if in.layout == LayoutCompressedFull {
+			b = fullIndex(b, list, in.headSize(), advise, in.inline)
+		} else {
+			b = compactIndex(b, list, in.headSize(), advise, in.inline)
+		}
+		return append(b, in.data.tail...), nil
 	case in.layout == LayoutChunkBased:
 		return in.data.table.append(b, in.headSize()), nil
 	case in.inline == 0:
@@ -262,7 +270,11 @@ func (im *image) writeSuperblock(p *plan) error {
 	b := encode(make([]byte, SuperOffset), &s)
 	b = append(b, devices...) // compressed images have none
 	if im.options.Compress {
-		config := encode(nil, &diskLZ4Config{MaxDistance: lz4MaxDistance, MaxPclusterBlks: uint16(im.options.PclusterBytes >> blockBits)})
+		blocks := im.options.PclusterBytes >> blockBits
+		if im.options.Dedupe {
+			blocks = max(blocks, maxStretchBlocks)
+		}
+		config := encode(nil, &diskLZ4Config{MaxDistance: lz4MaxDistance, MaxPclusterBlks: uint16(blocks)})
 		b = encode(b, uint16(len(config)))
 		b = append(b, config...)
 	}

@@ -71,6 +71,10 @@ type planData struct {
 	room   int  // a tail of so many bytes fits behind each of the inodes
 	packed bool // the content of the hidden file
 	chunks chunkPlan
+
+	cuts   []int64  // where an extent must begin, because others refer to it
+	copies []copied // in order
+	lent   int64    // end of what others refer to
 	stored
 }
 
@@ -266,7 +270,7 @@ func (p *planner) data(ref int64, c *content, path string) *planData {
 		return d
 	}
 	if c.size <= p.w.options.PackBytes {
-		d.layout, d.start = LayoutCompressedFull, uint64(p.pack.size())
+		d.layout, d.fragment, d.start = LayoutCompressedFull, true, uint64(p.pack.size())
 		p.pack.add(d)
 		return d
 	}
