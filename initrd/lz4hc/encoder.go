@@ -14,17 +14,21 @@ type Encoder struct {
 	finder finder
 	plain  plain
 
-	// Of the prefixes of the block:
-	cost []int32 // size, less the token after it
-	run  []int32 // begin of the literals it ends with
-	from []int32 // begin of the cheapest match that ends here, -1 if there is none
-	tail int32   // begin of the block's last match, which may be another one
-	// Of the positions in the block:
-	length []int32
-	offset []uint16
+	at   []place // by position in the block
+	tail int32   // begin of the block's last match, which may be another one than at's
 
 	matches   frontier
 	sequences []sequence
+}
+
+// place is what is known of a position in a block: of the prefix that ends there
+// and of the match that begins there.
+type place struct {
+	cost   int32 // the prefix's size, less the token after it
+	run    int32 // begin of the literals it ends with
+	from   int32 // begin of the cheapest match that ends here, -1 if there is none
+	length int32 // of the match
+	offset int32
 }
 
 // plain is input for which no block of at most size bytes has been found to pay.
@@ -36,8 +40,8 @@ func (p plain) covers(start, size int) bool {
 
 type sequence struct{ literals, length, offset int32 }
 
-// NewEncoder makes an encoder. It takes 800 KiB, and 18 bytes for each byte of
-// input in its largest block: 19 MiB at most, 5 MiB where no block holds more than
+// NewEncoder makes an encoder. It takes 800 KiB, and 20 bytes for each byte of
+// input in its largest block: 20 MiB at most, 5 MiB where no block holds more than
 // 256 KiB. What is known of input that cannot be compressed takes 1/512 of its size.
 func NewEncoder(level Level) *Encoder {
 	e := &Encoder{}
@@ -46,7 +50,7 @@ func NewEncoder(level Level) *Encoder {
 	case Fast:
 		f.depth, f.pace, f.enough = 6, 4, 64
 	case Default:
-		f.depth, f.pace, f.enough = 32, 8, 64
+		f.depth, f.pace, f.enough = 40, 8, 64
 	default:
 		f.depth, f.pace, f.enough = 1000, 64, 256
 	}
@@ -60,20 +64,11 @@ func (e *Encoder) Reset(src []byte) {
 	e.probe.reset(0)
 }
 
-// grow makes room for n prefixes at least.
-func (e *Encoder) grow(n int) {
-	n = max(n, 1<<16, min(2*len(e.cost), MaxInput+1))
-	e.cost = grown(e.cost, n)
-	e.run = grown(e.run, n)
-	e.from = grown(e.from, n)
-	e.length = grown(e.length, n)
-	e.offset = grown(e.offset, n)
-}
-
-func grown[T any](s []T, n int) []T {
-	t := make([]T, n)
-	copy(t, s)
-	return t
+// grow makes room for one more place.
+func (e *Encoder) grow() {
+	t := make([]place, max(1<<16, min(2*len(e.at), MaxInput+1)))
+	copy(t, e.at)
+	e.at = t
 }
 
 // Encode writes one block for the input from position start on into dst and
@@ -102,7 +97,7 @@ func (e *Encoder) Encode(dst []byte, start int) (in, out int) {
 func (e *Encoder) leastSaved(last int32) int {
 	least, at := int32(0), int32(0)
 	for i := range last + 1 {
-		if s := i - e.cost[i]; s < least {
+		if s := i - e.at[i].cost; s < least {
 			least, at = s, i
 		}
 	}
@@ -115,39 +110,40 @@ func (e *Encoder) parse(block []byte, capacity int32) int32 {
 	e.finder.reset(block)
 	e.matches.reset()
 	n := int32(len(block))
-	lit, litRank := int32(0), int32(0)
+	lit, litCost, litRank := int32(0), int32(0), int32(0)
 	for i := int32(0); ; i++ {
-		if int(i) >= len(e.cost) {
-			e.grow(int(i) + 1)
+		if int(i) >= len(e.at) {
+			e.grow()
 		}
-		if i >= minMatch {
-			if a := i - minMatch; e.length[a] > 0 {
-				e.matches.add(candidate{rank(e.cost[a], a), a, a + e.length[a]})
+		at := e.at
+		if a := i - minMatch; a >= 0 {
+			if p := &at[a]; p.length > 0 {
+				e.matches.add(candidate{rank(p.cost, a), a, a + p.length})
 			}
 		}
-		var cost int32
-		a := e.matches.best(i)
-		e.from[i] = a
-		if a >= 0 {
-			cost = e.cost[a] + matchPrice(i-a)
+		cost := int32(0)
+		from := e.matches.best(i)
+		if from >= 0 {
+			cost = at[from].cost + matchPrice(i-from)
 			if r := rank(cost-i, i); r <= litRank {
-				lit, litRank = i, r
+				lit, litCost, litRank = i, cost, r
 			}
 		}
 		if lit < i {
-			cost = e.cost[lit] + literalPrice(i-lit)
+			cost = litCost + literalPrice(i-lit)
 		}
-		e.cost[i], e.run[i] = cost, lit
+		p := &at[i]
+		p.cost, p.run, p.from = cost, lit, from
 		// A longer prefix may be cheaper, but by one byte at most.
 		if i == n || cost > capacity {
 			return i
 		}
-		length, at := 0, 0
+		p.length = 0
 		if i+matchLimit <= n {
-			length, at = e.finder.longest(int(i))
-			length = min(length, int(n-i-lastLiterals))
+			length, from := e.finder.longest(int(i))
+			p.length = min(int32(length), n-i-lastLiterals)
+			p.offset = i - int32(from)
 		}
-		e.length[i], e.offset[i] = int32(length), uint16(int(i)-at)
 	}
 }
 
@@ -171,16 +167,16 @@ func (e *Encoder) close(p, capacity int32) (size, lit int32) {
 	}
 	// Any match may end here or before.
 	j := p - (matchLimit - minMatch)
-	lit = e.run[j]
+	lit = e.at[j].run
 	if lit > 0 {
-		e.tail = e.from[lit]
-		size = e.cost[lit] + 1 + literalPrice(p-lit)
+		e.tail = e.at[lit].from
+		size = e.at[lit].cost + 1 + literalPrice(p-lit)
 	}
 	// Only those that begin early enough may end later.
 	for j++; j <= p-lastLiterals; j++ {
 		base := 1 + literalPrice(p-j)
-		a := e.from[j]
-		if a < 0 || e.cost[a]+matchPrice(j-a)+base > capacity {
+		a := e.at[j].from
+		if a < 0 || e.at[a].cost+matchPrice(j-a)+base > capacity {
 			continue // and others cost no less
 		}
 		if a > p-matchLimit {
@@ -189,7 +185,7 @@ func (e *Encoder) close(p, capacity int32) (size, lit int32) {
 		if a < 0 {
 			continue
 		}
-		if s := e.cost[a] + matchPrice(j-a) + base; s < size {
+		if s := e.at[a].cost + matchPrice(j-a) + base; s < size {
 			size, lit, e.tail = s, j, a
 		}
 	}
@@ -201,10 +197,10 @@ func (e *Encoder) close(p, capacity int32) (size, lit int32) {
 func (e *Encoder) reach(end, latest int32) int32 {
 	best, at := int32(math.MaxInt32), int32(-1)
 	for a := latest; a >= max(0, latest-reachBack); a-- {
-		if e.length[a] < end-a {
+		if e.at[a].length < end-a {
 			continue
 		}
-		if c := e.cost[a] + matchPrice(end-a); c < best {
+		if c := e.at[a].cost + matchPrice(end-a); c < best {
 			best, at = c, a
 		}
 	}
@@ -215,9 +211,9 @@ func (e *Encoder) reach(end, latest int32) int32 {
 func (e *Encoder) write(dst, block []byte, end, lit int32) int {
 	list := e.sequences[:0]
 	list = append(list, sequence{literals: end - lit})
-	for at, a := lit, e.tail; at > 0; a = e.from[at] {
-		at = e.run[a]
-		list = append(list, sequence{a - at, lit - a, int32(e.offset[a])})
+	for at, a := lit, e.tail; at > 0; a = e.at[at].from {
+		at = e.at[a].run
+		list = append(list, sequence{a - at, lit - a, e.at[a].offset})
 		lit = at
 	}
 	e.sequences = list

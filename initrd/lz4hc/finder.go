@@ -43,8 +43,7 @@ type finder struct {
 	spare  int // nodes not looked at so far
 	enough int // strings that begin with so many equal bytes are taken for equal
 
-	// Places are kept with base added, which is beyond all those of the blocks
-	// before.
+	// Roots are kept with base added, which is beyond all of the blocks before.
 	base, next int
 
 	head [1 << hashBits]int32 // the roots
@@ -55,30 +54,26 @@ type finder struct {
 }
 
 func (f *finder) reset(block []byte) {
-	f.base += f.next + 1 // empty places are none
+	f.base += f.next
 	f.next = 0
-	if f.base > math.MaxInt32-MaxInput {
+	if f.base == 0 || f.base > math.MaxInt32-MaxInput {
 		clear(f.head[:])
-		f.base = 1
+		f.base = 1 // what was never set is no root
 	}
 	f.block = block
 	f.length, f.at = 0, 0
 	f.spare = f.pace << 12
 }
 
-// longest enters position i, behind which there are minMatch bytes at least, and gives
-// the longest match that was found, of length 0 if there is none. It is called
-// for each position in turn.
+// longest enters position i, which is matchLimit bytes before the block's end at
+// least, and gives the longest match that was found, of length 0 if there is
+// none. It is called for each position in turn.
 func (f *finder) longest(i int) (length, at int) {
-	s, base := f.block, f.base
-	low := max(0, i-maxOffset)
-	limit := len(s) - i
-	enough := min(f.enough, limit)
-	f.next = i + 1
-
+	s := f.block
 	root := &f.head[load32(s, i)*hashFactor>>(32-hashBits)]
-	cur := int(*root) - base
-	*root = int32(base + i)
+	cur := int(*root) - f.base
+	*root = int32(f.base + i)
+	f.next = i + 1
 
 	// The match before this position goes on, shorter by one byte.
 	best, at := minMatch-1, 0
@@ -86,27 +81,32 @@ func (f *finder) longest(i int) (length, at int) {
 		best, at = f.length-1, f.at+1
 	}
 
-	node := &f.sons[(base+i)&windowMask]
-	left, right := &node[0], &node[1]
-	var leftLen, rightLen int
+	limit := len(s) - i
+	enough := min(f.enough, limit)
+	low := max(0, i-maxOffset)
 	f.spare = min(f.spare+f.pace, f.pace<<12)
-	depth := min(f.depth, f.spare)
-	used := 0
-	for ; used < depth && cur >= low; used++ {
-		node := &f.sons[(base+cur)&windowMask]
-		n, less := min(leftLen, rightLen), false
+	nodes := min(f.depth, f.spare)
+	f.spare -= nodes
+	node := &f.sons[i&windowMask]
+	left, right := &node[0], &node[1]
+	leftLen, rightLen := 0, 0
+	for ; nodes > 0 && cur >= low; nodes-- {
+		node := &f.sons[cur&windowMask]
+		n := leftLen
+		if n > rightLen {
+			n = rightLen
+		}
+		var x, y uint64
 		for n < enough {
-			if n+8 > limit {
-				n = common(s, cur, i, n, limit)
-				less = n < limit && s[cur+n] < s[i+n]
+			if n > limit-word {
+				n = limit - word // some bytes are compared again
+			}
+			x, y = big64(s, cur+n), big64(s, i+n)
+			if x != y {
+				n += bits.LeadingZeros64(x^y) >> 3
 				break
 			}
-			x, y := big64(s, cur+n), big64(s, i+n)
-			if d := x ^ y; d != 0 {
-				n, less = n+bits.LeadingZeros64(d)>>3, x < y
-				break
-			}
-			n += 8
+			n += word
 		}
 		if n >= enough {
 			if best < enough {
@@ -119,21 +119,21 @@ func (f *finder) longest(i int) (length, at int) {
 		if n > best {
 			best, at = n, cur
 		}
-		if less {
-			*left = int32(base + cur)
+		if x < y {
+			*left = int32(cur)
 			left = &node[1]
-			cur = int(*left) - base
+			cur = int(*left)
 			leftLen = n
 		} else {
-			*right = int32(base + cur)
+			*right = int32(cur)
 			right = &node[0]
-			cur = int(*right) - base
+			cur = int(*right)
 			rightLen = n
 		}
 	}
-	*left, *right = 0, 0
+	*left, *right = -1, -1
 done:
-	f.spare -= used
+	f.spare += nodes
 	if best < minMatch {
 		best = 0
 	}

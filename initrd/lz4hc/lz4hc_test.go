@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -65,6 +66,39 @@ func program(n int, seed uint64) []byte {
 		}
 	}
 	return b[:n]
+}
+
+// fibonacci is a string whose every part is repeated, but never evenly.
+func fibonacci(n int) []byte {
+	a, b := []byte("b"), []byte("a")
+	for len(b) < n {
+		a, b = b, slices.Concat(b, a)
+	}
+	return b[:n]
+}
+
+// deBruijn has each string of order letters once, of an alphabet, in the order of
+// its Lyndon words.
+func deBruijn(alphabet, order int) []byte {
+	var out []byte
+	a := make([]byte, order+1)
+	var walk func(t, p int)
+	walk = func(t, p int) {
+		if t > order {
+			if order%p == 0 {
+				out = append(out, a[1:p+1]...)
+			}
+			return
+		}
+		a[t] = a[t-p]
+		walk(t+1, p)
+		for j := a[t-p] + 1; int(j) < alphabet; j++ {
+			a[t] = j
+			walk(t+1, t)
+		}
+	}
+	walk(1, 1)
+	return out
 }
 
 // rules walks through a block and gives the first rule of the specification that
@@ -171,6 +205,10 @@ var inputs = []struct {
 	{"program", program(1<<20, 1), 2.2},
 	{"random, then program", slices.Concat(random(100_001, 2), program(300_000, 2)), 1.5},
 	{"program, then random", slices.Concat(program(100_001, 2), random(300_000, 2)), 1.15},
+	{"fibonacci", fibonacci(200_000), 20},
+	{"de Bruijn, 2", deBruijn(2, 17), 2},
+	{"de Bruijn, 16", deBruijn(16, 4), 1},
+	{"runs", runs(200_000, 1), 30},
 	{"random, twice", slices.Concat(random(50_000, 2), random(50_000, 2)), 1.5},
 }
 
@@ -362,6 +400,23 @@ func TestDeterministic(t *testing.T) {
 	}
 }
 
+// An encoder goes on after 2 GiB of input, where the places in its tables begin
+// anew.
+func TestManyBlocks(t *testing.T) {
+	data := program(200_000, 13)
+	want, _ := split(t, NewEncoder(Max), data, 4096)
+	e := NewEncoder(Max)
+	split(t, e, data, 4096)
+	e.finder.base = math.MaxInt32 - MaxInput - 50_000
+	got, _ := split(t, e, data, 4096)
+	if !slices.EqualFunc(got, want, bytes.Equal) {
+		t.Error("blocks differ from those of a new encoder")
+	}
+	if e.finder.base > 1<<20 {
+		t.Errorf("base = %d, want it to have begun anew", e.finder.base)
+	}
+}
+
 // A block begins anew: it may be decoded without those before it, whatever the
 // starts were.
 func TestStartsAnywhere(t *testing.T) {
@@ -469,6 +524,9 @@ func BenchmarkEncode(b *testing.B) {
 		{"letters2", letters(4<<20, 2, 1)},
 		{"letters4", letters(4<<20, 4, 1)},
 		{"runs", runs(8<<20, 1)},
+		{"fibonacci", fibonacci(16 << 20)},
+		{"debruijn2", deBruijn(2, 22)},
+		{"debruijn16", deBruijn(16, 5)},
 		{"random", random(16<<20, 1)},
 	}
 	for _, l := range levels {
@@ -507,6 +565,60 @@ func runs(n int, seed uint64) []byte {
 		b = append(b, bytes.Repeat([]byte{byte(r.IntN(2))}, 1+r.IntN(1000))...)
 	}
 	return b[:n]
+}
+
+// Peers take blocks of 64 KiB of input and give blocks of any size; ours do the
+// same here, with the whole input of the block known to fit.
+func BenchmarkPeer(b *testing.B) {
+	data := program(4<<20, 1)
+	const part = 64 << 10
+	dst := make([]byte, lz4.CompressBlockBound(part))
+	peers := []struct {
+		name  string
+		block func(src []byte) (int, error)
+	}{
+		{"pierrec hc level 9", func(src []byte) (int, error) {
+			c := lz4.CompressorHC{Level: lz4.Level9}
+			return c.CompressBlock(src, dst)
+		}},
+	}
+	for _, l := range levels {
+		e := NewEncoder(l.level)
+		peers = append(peers, struct {
+			name  string
+			block func(src []byte) (int, error)
+		}{l.name, func(src []byte) (int, error) {
+			e.Reset(src)
+			in, out := e.Encode(dst, 0)
+			if in != len(src) {
+				return 0, fmt.Errorf("%d of %d bytes", in, len(src))
+			}
+			return out, nil
+		}})
+	}
+	var first, firstSize float64 // of the peer
+	for _, p := range peers {
+		b.Run(p.name, func(b *testing.B) {
+			b.SetBytes(int64(len(data)))
+			total := 0
+			for b.Loop() {
+				total = 0
+				for src := range slices.Chunk(data, part) {
+					n, err := p.block(src)
+					if err != nil {
+						b.Fatal(err)
+					}
+					total += n
+				}
+			}
+			ns := float64(b.Elapsed()) / float64(b.N)
+			if first == 0 {
+				first, firstSize = ns, float64(total)
+			}
+			b.ReportMetric(ns/first, "time/peer")
+			b.ReportMetric(float64(total)/firstSize, "size/peer")
+		})
+	}
 }
 
 func BenchmarkDecode(b *testing.B) {

@@ -4,7 +4,7 @@ import "slices"
 
 // extra gives the bytes beyond the token of a length field that holds n:
 // none below 15, then one and one more for each 255.
-func extra(n int32) int32 { return (n + lengthByte - lengthEscape) / lengthByte }
+func extra(n int32) int32 { return int32(uint32(n+lengthByte-lengthEscape) / lengthByte) }
 
 // matchPrice is the size of a match and of the token before it.
 func matchPrice(length int32) int32 { return 1 + offsetSize + extra(length-minMatch) }
@@ -40,6 +40,26 @@ type frontier struct {
 func (f *frontier) reset() { f.list, f.first = f.list[:0], 0 }
 
 func (f *frontier) add(c candidate) {
+	// What is not cheaper and reaches no farther gives way to c.
+	k := len(f.list)
+	for ; k > f.first; k-- {
+		last := f.list[k-1]
+		if last.rank < c.rank {
+			if last.end >= c.end {
+				return // a cheaper one reaches as far
+			}
+			break
+		}
+		if last.end > c.end {
+			f.insert(c)
+			return
+		}
+	}
+	f.list = append(f.list[:k], c)
+}
+
+// insert adds a candidate that one of higher rank outreaches.
+func (f *frontier) insert(c candidate) {
 	k := len(f.list)
 	for ; k > f.first && f.list[k-1].rank >= c.rank; k-- {
 	}
@@ -57,16 +77,16 @@ func (f *frontier) add(c candidate) {
 // best gives the start of the match with which the prefix up to position is
 // cheapest, or -1. Positions do not fall.
 func (f *frontier) best(position int32) int32 {
-	for f.first < len(f.list) && f.list[f.first].end < position {
+	for f.first < len(f.list) {
+		if c := f.list[f.first]; c.end >= position {
+			return c.start
+		}
 		f.first++
+		if f.first > len(f.list)/2 && f.first > 64 {
+			f.list = append(f.list[:0], f.list[f.first:]...)
+			f.first = 0
+		}
 	}
-	if f.first == len(f.list) {
-		f.reset()
-		return -1
-	}
-	if f.first > len(f.list)/2 && f.first > 64 {
-		f.list = append(f.list[:0], f.list[f.first:]...)
-		f.first = 0
-	}
-	return f.list[f.first].start
+	f.reset()
+	return -1
 }

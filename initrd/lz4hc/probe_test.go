@@ -23,6 +23,9 @@ func TestHopeless(t *testing.T) {
 		{"period 7", periodic(300_000, 7, 21), 0, 65536, false},
 		{"period 30000", periodic(300_000, 30_000, 21), 0, 65536, false},
 		{"period 70000", periodic(300_000, 70_000, 21), 0, 65536, true},
+		{"random with zeros between", slices.Concat(random(2000, 21), make([]byte, 40), random(3000, 22)), 0, 65536, false},
+		{"random, a cell twice", slices.Concat(random(4096, 23), random(4096, 23), random(50_000, 24)), 0, 8192, false},
+		{"random, 500 bytes again", slices.Concat(random(8000, 25), random(8000, 25)[7000:7500], random(8000, 26)), 0, 8192, false},
 		{"program", program(300_000, 21), 5000, 65536, false},
 		{"random, then program in the block", slices.Concat(random(50_000, 21), program(50_000, 21)), 0, 65536, false},
 		{"random, then program behind the block", slices.Concat(random(50_000, 21), program(50_000, 21)), 0, 4096, true},
@@ -47,5 +50,20 @@ func TestHopeless(t *testing.T) {
 	// 65536 bytes before the program there is something to gain.
 	if want := (1<<20 - 65536) / 4096; told < want || told > want+1 {
 		t.Errorf("%d starts are hopeless, want %d", told, want)
+	}
+}
+
+func BenchmarkHopeless(b *testing.B) {
+	src := random(16<<20, 1)
+	e := NewEncoder(Fast)
+	dst := make([]byte, 65536)
+	b.SetBytes(int64(len(src)))
+	for b.Loop() {
+		e.Reset(src)
+		for start := 0; start < len(src); start += 4096 {
+			if in, _ := e.Encode(dst, start); in != 0 {
+				b.Fatalf("a block of %d random bytes", in)
+			}
+		}
 	}
 }

@@ -9,7 +9,7 @@ func (e *Encoder) Shorter(dst []byte, start int) (in, out int) {
 	capacity := int32(min(len(dst), MaxInput))
 	// The parse of a block does not depend on its size but for where it stops.
 	last := int32(0)
-	for int(last) < len(block) && e.cost[last] <= capacity {
+	for int(last) < len(block) && e.at[last].cost <= capacity {
 		last++
 	}
 	end, lit, size := e.end(last, capacity)
