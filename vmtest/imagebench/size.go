@@ -15,11 +15,12 @@ var (
 	levelDefault = setting{"level default", "--image-compress lz4hc,9"}
 	levelFast    = setting{"level fast", "--image-compress lz4"}
 
-	// Linux 6.1 is the first that has all features. By default only small files
-	// are packed together; mkfs.erofs's all-fragments packs all of them.
+	// Linux 6.1 is the first that has all features, 5.14 the last that has none.
+	// By default only small files are packed together; mkfs.erofs's all-fragments
+	// packs all of them.
 	allFeatures  = setting{"", "--kernel-version 6.1"}
 	allFragments = setting{", all fragments", "--kernel-version 6.1 --image-features fragments=1099511627776"}
-	noFeatures   = setting{", no features", "--image-features no-ztailpacking,no-fragments,no-dedupe"}
+	noFeatures   = setting{", no features", "--kernel-version 5.14"}
 )
 
 // What they are compared with.
