@@ -153,3 +153,27 @@ func TestWriterDedupe(t *testing.T) {
 		}
 	}
 }
+
+// Contents that are alike are packed side by side, but only where their names
+// say so.
+func TestWriterSimilar(t *testing.T) {
+	size := func(name func(release, file int) string) int {
+		tr := newTestTree()
+		for i := range 40 {
+			data := text(uint64(i), 20_000)
+			for release := range 3 {
+				data = bytes.Clone(data)
+				data[release*5000] ^= 0xff
+				tr.file(name(release, i), data)
+			}
+		}
+		image := tr.write(t, erofs.Options{Compress: true, Level: lz4hc.Fast, PclusterBytes: 64 << 10, PackBytes: 64 << 10})
+		checkReader(t, image, tr.infos())
+		return len(image)
+	}
+	equal := size(func(release, file int) string { return fmt.Sprintf("%d/%d", release, file) })
+	other := size(func(release, file int) string { return fmt.Sprintf("%d/%d-%d", release, release, file) })
+	if equal > other*6/10 {
+		t.Errorf("with equal names %d bytes, else %d", equal, other)
+	}
+}

@@ -123,14 +123,22 @@ func (w *Writer) plan(root *Node, id Identity) (*plan, error) {
 			return nil, fmt.Errorf("%s: %w", n.path, err)
 		}
 	}
-	p.addPacked()
-	return p.plan, nil
+	return p.plan, p.addPacked()
 }
 
 // addPacked adds the hidden file.
-func (p *planner) addPacked() {
-	if p.pack.size() == 0 {
-		return
+func (p *planner) addPacked() error {
+	if len(p.pack.contents) == 0 {
+		return nil
+	}
+	ordered, err := bySimilarity(p.pack.contents)
+	if err != nil {
+		return err
+	}
+	p.pack.contents = nil
+	for _, d := range ordered {
+		d.start = uint64(p.pack.size())
+		p.pack.contents = append(p.pack.contents, d)
 	}
 	d := &planData{source: &p.pack, size: p.pack.size(), path: "packed contents", packed: true}
 	in := &planInode{node: &Node{Mode: modeReg, MTime: p.id.BuildTime, MTimeNsec: p.id.BuildTimeNsec}, path: d.path,
@@ -139,6 +147,7 @@ func (p *planner) addPacked() {
 	p.plan.packed = in
 	p.plan.inodes = append(p.plan.inodes, in)
 	p.plan.contents = append(p.plan.contents, d)
+	return nil
 }
 
 // inode adds a node and what is below it.
@@ -270,8 +279,8 @@ func (p *planner) data(ref int64, c *content, path string) *planData {
 		return d
 	}
 	if c.size <= p.w.options.PackBytes {
-		d.layout, d.fragment, d.start = LayoutCompressedFull, true, uint64(p.pack.size())
-		p.pack.add(d)
+		d.layout, d.fragment = LayoutCompressedFull, true
+		p.pack.contents = append(p.pack.contents, d)
 		return d
 	}
 	p.plan.contents = append(p.plan.contents, d)
@@ -288,8 +297,6 @@ func (r *packedReader) size() int64 {
 	last := r.contents[len(r.contents)-1]
 	return int64(last.start) + last.size
 }
-
-func (r *packedReader) add(d *planData) { r.contents = append(r.contents, d) }
 
 // ReadAt reads from the contents of which a part lies in p.
 func (r *packedReader) ReadAt(p []byte, off int64) (n int, err error) {
