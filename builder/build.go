@@ -100,6 +100,9 @@ func Build(ctx context.Context, o Options) (*bootconf.Manifest, error) {
 	if slices.Contains(mini.Config.Backends, bootconf.PmemDAX) && !o.Image.Compress.DAX() {
 		return nil, errors.New("backend pmem-dax needs an uncompressed image")
 	}
+	if err := o.checkBlobs(&mini.Config); err != nil {
+		return nil, err
+	}
 	// What the kernel lacks is known before the long part begins.
 	if _, err := planModules(&mini); err != nil {
 		return nil, err
@@ -158,6 +161,9 @@ func (o *Options) build(ctx context.Context, tree *fullTree, program string, min
 	o.Progress("making the mini-initramfs")
 	mini.Config.ImageUUID = image.UUID
 	mini.Config.ImageSize = image.SizeBytes
+	if err := nameBlobs(&mini.Config, image.Devices); err != nil {
+		return nil, err
+	}
 	if slices.Contains(mini.Config.Backends, bootconf.Embedded) {
 		mini.Image = io.NewSectionReader(imageFile, 0, image.SizeBytes)
 	}
@@ -187,7 +193,7 @@ func (o *Options) build(ctx context.Context, tree *fullTree, program string, min
 			UUID:     image.UUID.String(),
 			SHA256:   image.SHA256,
 			Features: image.Features(),
-			DAX:      o.Image.Compress.DAX(),
+			DAX:      o.Image.Compress.DAX() && o.Image.BlobDir == "",
 		},
 		Mini: bootconf.ManifestMini{
 			File:    miniName(o.KernelVersion),
@@ -196,6 +202,9 @@ func (o *Options) build(ctx context.Context, tree *fullTree, program string, min
 			Modules: make([]string, len(modules)),
 		},
 		Changes: changes,
+	}
+	for _, d := range image.Devices {
+		m.Image.Blobs = append(m.Image.Blobs, BlobName(d))
 	}
 	for i := range modules {
 		m.Mini.Modules[i] = modules[i].String()
@@ -420,6 +429,9 @@ func (o *Options) miniOptions(program string) (MiniOptions, error) {
 // because a mini-initramfs that holds the image is no longer small.
 func (o *Options) autoBackends(index *kmod.Index, config []byte) []bootconf.Backend {
 	return slices.DeleteFunc(slices.Clone(bootconf.AutoOrder), func(b bootconf.Backend) bool {
+		if o.Image.BlobDir != "" && (!servesBlobs(b) || b == bootconf.Block && len(o.Config.Devices) == 0) {
+			return true
+		}
 		return b == bootconf.Embedded || b == bootconf.PmemDAX && !o.Image.Compress.DAX() ||
 			CheckBackend(b, index, config) != nil
 	})

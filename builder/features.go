@@ -130,8 +130,14 @@ func (o ImageOptions) settle(frugal bool) (ImageOptions, error) {
 	}
 	if o.Kernel == (erofs.KernelVersion{}) {
 		o.Kernel = BaselineKernel
+		if o.BlobDir != "" {
+			o.Kernel = erofs.FeatureBlobs.Since
+		}
 	}
 	compressed := !o.Compress.DAX()
+	if o.BlobDir != "" && compressed {
+		return o, &HintedError{errors.New("data in blobs is not compressed"), "add --image-compress none"}
+	}
 	for _, s := range o.Features.switches() {
 		switch {
 		case *s.Switch == On && !compressed && s.kind == compressedImage:
@@ -147,6 +153,9 @@ func (o ImageOptions) settle(frugal bool) (ImageOptions, error) {
 	}
 	var unsupported *erofs.UnsupportedError
 	err := o.writerOptions().CheckKernel(o.Kernel)
+	if o.BlobDir != "" && o.Kernel.Before(erofs.FeatureBlobs.Since) {
+		err = &erofs.UnsupportedError{Feature: erofs.FeatureBlobs, Kernel: o.Kernel}
+	}
 	if errors.As(err, &unsupported) {
 		return o, &HintedError{err, "name another kernel with --kernel-version, or leave the feature out"}
 	}
@@ -161,10 +170,10 @@ func (o ImageOptions) identity() string {
 // writerOptions are those of the writer for settled options.
 func (o ImageOptions) writerOptions() erofs.Options {
 	if o.Compress.DAX() {
-		w := erofs.Options{DAX: true, Holes: o.Features.Holes == On}
-		if o.Features.Chunks == On {
+		w := erofs.Options{DAX: o.BlobDir == "", Holes: o.Features.Holes == On}
+		if o.Features.Chunks == On || o.BlobDir != "" {
 			if w.ChunkBytes = int(o.Features.ChunkBytes); w.ChunkBytes == 0 {
-				w.ChunkBytes = 4096
+				w.ChunkBytes = defaultChunkBytes
 			}
 		}
 		return w

@@ -47,6 +47,7 @@ type Image struct {
 	erofs.Superblock
 	SizeBytes int64
 	SHA256    string // of the file; empty if it was not computed
+	Devices   []erofs.Device
 }
 
 // CreateImage writes the image of a source into the file out, which appears
@@ -174,7 +175,15 @@ func readImage(f *os.File) (Image, error) {
 	if n < sb.Size() {
 		return Image{}, fmt.Errorf("%s has %d of %d bytes: %w", f.Name(), n, sb.Size(), io.ErrUnexpectedEOF)
 	}
-	return Image{Superblock: sb, SizeBytes: n}, nil
+	image := Image{Superblock: sb, SizeBytes: n}
+	if sb.ExtraDevices > 0 {
+		files, err := erofs.Open(f, n)
+		if err != nil {
+			return Image{}, fmt.Errorf("%s: %w", f.Name(), err)
+		}
+		image.Devices = files.Devices()
+	}
+	return image, nil
 }
 
 // imageIdentity derives the image's identity from all that decides its bytes:

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"testing"
@@ -110,7 +111,8 @@ func strangeArchive(t *testing.T) string {
 	noise := make([]byte, 300_001)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(noise)
 	a.file("bin/noise", string(noise))
-	a.file("bin/zeros", string(make([]byte, 200_000)))
+	// Early versions of fsck.erofs extract what ends in a hole too short.
+	a.file("bin/zeros", string(make([]byte, 200_000))+"x")
 	a.file("bin/block", strings.Repeat("b", 4096))
 	a.add(cpio.Header{Name: "dev/null", Mode: unix.S_IFCHR | 0o666, RDevMajor: 1, RDevMinor: 3, MTime: 9}, "")
 	a.add(cpio.Header{Name: "dev/disk", Mode: unix.S_IFBLK | 0o660, GID: 6, RDevMajor: 259, RDevMinor: 70_001, MTime: 9}, "")
@@ -222,7 +224,7 @@ func TestImageIsReproducible(t *testing.T) {
 	o := testLayouts()["lz4hc"]
 	first, firstBytes := create(Source{Archive: source}, o, 0)
 	second, secondBytes := create(Source{Archive: source}, o, 0)
-	if !bytes.Equal(firstBytes, secondBytes) || first != second {
+	if !bytes.Equal(firstBytes, secondBytes) || !reflect.DeepEqual(first, second) {
 		t.Error("two images of one archive differ")
 	}
 	forward, backward := newArchive(t), newArchive(t)

@@ -50,6 +50,9 @@ func (mkfsErofs) version(ctx context.Context, mkfs string) (string, error) {
 // Begin takes no feature that was not asked for: packing and deduplicating cost
 // mkfs.erofs much of its time.
 func (p mkfsErofs) Begin(ctx context.Context, o ImageOptions) (ImageWriter, error) {
+	if o.BlobDir != "" {
+		return nil, errors.New("mkfs.erofs does not share blobs; the producer native does")
+	}
 	o, err := o.settle(true)
 	if err != nil {
 		return nil, err

@@ -28,6 +28,12 @@ func (native) Begin(_ context.Context, o ImageOptions) (ImageWriter, error) {
 		return nil, err
 	}
 	w := &nativeWriter{spool: f, identity: nativeVersion + " " + o.identity()}
+	if o.BlobDir != "" {
+		if w.blobs, err = openBlobDir(o.BlobDir); err != nil {
+			return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
+		}
+		w.identity += w.blobs.identity()
+	}
 	// Nothing is left behind, however this ends.
 	if err := os.Remove(f.Name()); err != nil {
 		return nil, errors.Join(err, w.Close())
@@ -54,6 +60,7 @@ type nativeWriter struct {
 	*erofs.Writer
 	spool    *os.File // without a name
 	identity string
+	blobs    *blobDir // nil: the image has its contents itself
 }
 
 func (w *nativeWriter) Identity() string { return w.identity }
@@ -62,7 +69,7 @@ func (w *nativeWriter) Add(source io.ReaderAt, size int64) (int64, error) {
 	return w.Writer.Add(source, size), nil
 }
 
-func (w *nativeWriter) Close() error { return w.spool.Close() }
+func (w *nativeWriter) Close() error { return errors.Join(w.spool.Close(), w.blobs.close()) }
 
 func (w *nativeWriter) Write(ctx context.Context, path string, tree *cpio.Tree, id erofs.Identity) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
@@ -70,7 +77,12 @@ func (w *nativeWriter) Write(ctx context.Context, path string, tree *cpio.Tree, 
 		return err
 	}
 	root := erofsNodes{}.node(tree.Root())
-	size, err := w.Writer.Write(ctx, &writebackFile{File: f}, root, id)
+	var size int64
+	if w.blobs != nil {
+		size, err = w.blobs.write(ctx, w.Writer, &writebackFile{File: f}, root, id)
+	} else {
+		size, err = w.Writer.Write(ctx, &writebackFile{File: f}, root, id)
+	}
 	if err == nil {
 		err = f.Truncate(size)
 	}

@@ -51,7 +51,10 @@ type ImageOptions struct {
 	// UUID of the image; nil: it is derived from what goes into the image.
 	UUID *bootconf.UUID
 	// Label has at most erofs.MaxLabel bytes.
-	Label   string
+	Label string
+	// BlobDir is a folder of blobs: contents go there and not into the image,
+	// unless a blob has them already. Empty: the image has its contents itself.
+	BlobDir string
 	TempDir string // for what is spooled; empty: os.TempDir
 }
 

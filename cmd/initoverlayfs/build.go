@@ -32,6 +32,7 @@ var configFlags = []struct{ flag, key, usage string }{
 	{"bootfstype", "bootfstype", "`TYPE` of the boot filesystem (default: any that is known, with the drivers for ext4)"},
 	{"bootfs-hint", "bootfs_hint", "`DEVICE` to look at first"},
 	{"fs", "fs", "`PATH` of the image on the boot filesystem (default /initoverlayfs-VERSION.img)"},
+	{"device", "device", "`PATHS` or tags of the image's blobs, with commas between (default: beside the image)"},
 	{"fstype", "fstype", "`TYPE` of the image: erofs"},
 	{"scsi-addr", "scsi.addr", "the only LUN to look at, `HOST:CHANNEL:TARGET:LUN`"},
 	{"timeout", "timeout", "`SECONDS` to wait for the device (default 30)"},

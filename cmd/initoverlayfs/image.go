@@ -36,6 +36,7 @@ type layoutFlags struct {
 	features string
 	kernel   string
 	mkfs     string
+	blobs    string
 }
 
 // add adds the flags; kernel says for which one the image is made by default.
@@ -47,6 +48,8 @@ func (l *layoutFlags) add(f *pflag.FlagSet, kernel string) {
 		"fragments[=BYTES], dedupe; others: chunks[=BYTES]. Each also with no- in front\n"+
 		"(default: all that the kernel knows, but for chunks; with mkfs.erofs none)")
 	f.StringVar(&l.kernel, "kernel-version", "", "oldest Linux `VERSION` that has to read the image (default "+kernel+")")
+	f.StringVar(&l.blobs, "blobs", "", "`DIR` of blobs, which images share: contents that none of them has make a new one\n"+
+		"(needs --image-compress none and Linux 5.16)")
 	f.StringVar(&l.mkfs, "mkfs", "native", "image `PRODUCER`: native or mkfs.erofs")
 }
 
@@ -55,7 +58,7 @@ func (l *layoutFlags) options() (builder.Producer, builder.ImageOptions, error) 
 	if err != nil {
 		return nil, builder.ImageOptions{}, usageErrorf("--mkfs: %v", err)
 	}
-	o := builder.ImageOptions{PclusterBytes: l.pcluster}
+	o := builder.ImageOptions{PclusterBytes: l.pcluster, BlobDir: l.blobs}
 	if o.Compress, err = builder.ParseImageCompression(l.compress); err != nil {
 		return nil, o, usageErrorf("--image-compress: %v", err)
 	}
@@ -164,6 +167,13 @@ type imageJSON struct {
 	BuildTime  int64    `json:"build_time"` // seconds since 1970
 	Features   []string `json:"features"`
 	DAX        bool     `json:"dax"` // nothing in it is compressed
+	// Devices are the blobs that have its data, in the order of its table.
+	Devices []deviceJSON `json:"devices,omitempty"`
+}
+
+type deviceJSON struct {
+	Tag    string `json:"tag"` // of a blob: the SHA-256 of its content
+	Blocks uint64 `json:"blocks"`
 }
 
 func (a *app) printImage(path string, image builder.Image, asJSON bool) error {
@@ -179,6 +189,9 @@ func (a *app) printImage(path string, image builder.Image, asJSON bool) error {
 		BuildTime:  image.BuildTime,
 		Features:   image.Features(),
 		DAX:        !image.Compressed(),
+	}
+	for _, d := range image.Devices {
+		doc.Devices = append(doc.Devices, deviceJSON{d.Tag, d.Blocks})
 	}
 	if asJSON {
 		return a.printJSON(doc)
@@ -199,6 +212,11 @@ func (a *app) printImage(path string, image builder.Image, asJSON bool) error {
 			continue
 		}
 		if _, err := fmt.Fprintf(a.stdout, "%-10s%s\n", row[0], row[1]); err != nil {
+			return err
+		}
+	}
+	for _, d := range doc.Devices {
+		if _, err := fmt.Fprintf(a.stdout, "%-10s%s  %d blocks\n", "device", printable(d.Tag), d.Blocks); err != nil {
 			return err
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"initoverlayfs/builder"
 	"initoverlayfs/initrd/erofs"
 )
 
@@ -38,27 +39,69 @@ type openedImage struct {
 	files []*os.File
 }
 
-func openImage(image string, devices []string) (*openedImage, error) {
+func openImage(image string, devices deviceFlags) (*openedImage, error) {
 	o := &openedImage{}
-	for i, name := range append([]string{image}, devices...) {
-		f, err := os.Open(name)
+	var err error
+	defer func() {
 		if err != nil {
 			o.close()
-			return nil, err
 		}
-		o.files = append(o.files, f)
-		if i > 0 {
-			o.blobs = append(o.blobs, f)
-			continue
+	}()
+	if o.file, err = o.open(image); err != nil {
+		return nil, err
+	}
+	// Also a block device says its size so.
+	if o.size, err = o.file.Seek(0, io.SeekEnd); err != nil {
+		return nil, err
+	}
+	names := devices.files
+	if len(names) == 0 {
+		names = devices.find(image, o)
+	}
+	for _, name := range names {
+		var blob io.ReaderAt
+		if name != "" {
+			if blob, err = o.open(name); err != nil {
+				return nil, err
+			}
 		}
-		// Also a block device says its size so.
-		o.file = f
-		if o.size, err = f.Seek(0, io.SeekEnd); err != nil {
-			o.close()
-			return nil, err
-		}
+		o.blobs = append(o.blobs, blob)
 	}
 	return o, nil
+}
+
+func (o *openedImage) open(name string) (*os.File, error) {
+	f, err := os.Open(name)
+	if err == nil {
+		o.files = append(o.files, f)
+	}
+	return f, err
+}
+
+// deviceFlags say where the extra devices of an image are.
+type deviceFlags struct {
+	files []string
+	blobs string
+}
+
+// find looks for blobs by their names. One that is nowhere is an empty name: what
+// needs it cannot be read.
+func (d *deviceFlags) find(image string, o *openedImage) (names []string) {
+	f, err := erofs.Open(o.file, o.size)
+	if err != nil {
+		return nil // whoever opens it for its files will say it
+	}
+	for _, device := range f.Devices() {
+		name := ""
+		for _, dir := range []string{d.blobs, filepath.Dir(image)} {
+			path := filepath.Join(dir, builder.BlobName(device))
+			if _, err := os.Stat(path); err == nil && dir != "" && name == "" && !strings.ContainsRune(device.Tag, '/') {
+				name = path
+			}
+		}
+		names = append(names, name)
+	}
+	return names
 }
 
 func (o *openedImage) close() {
@@ -68,7 +111,7 @@ func (o *openedImage) close() {
 }
 
 // withImage opens an image for fn.
-func withImage(image string, devices []string, fn func(*erofs.FS) error) error {
+func withImage(image string, devices deviceFlags, fn func(*erofs.FS) error) error {
 	o, err := openImage(image, devices)
 	if err != nil {
 		return err
@@ -81,8 +124,9 @@ func withImage(image string, devices []string, fn func(*erofs.FS) error) error {
 	return fn(f)
 }
 
-func addDeviceFlag(cmd *cobra.Command, devices *[]string) {
-	cmd.Flags().StringArrayVar(devices, "device", nil, "`FILE` of the image's next extra device")
+func addDeviceFlag(cmd *cobra.Command, devices *deviceFlags) {
+	cmd.Flags().StringArrayVar(&devices.files, "device", nil, "`FILE` of the image's next extra device (default: blobs by their names)")
+	cmd.Flags().StringVar(&devices.blobs, "blobs", "", "`DIR` of blobs (default: that of the image)")
 }
 
 // imagePath turns a path as users write it into one of package io/fs.
@@ -100,7 +144,7 @@ func printable(name string) string {
 
 func (a *app) imageLsCommand() *cobra.Command {
 	var long, recursive bool
-	var devices []string
+	var devices deviceFlags
 	cmd := &cobra.Command{
 		Use:   "ls IMAGE [PATH]",
 		Short: "List files of an image",
@@ -239,7 +283,7 @@ func modeString(mode uint32) string {
 }
 
 func (a *app) imageCatCommand() *cobra.Command {
-	var devices []string
+	var devices deviceFlags
 	cmd := &cobra.Command{
 		Use:   "cat IMAGE PATH...",
 		Short: "Print files of an image",
@@ -289,7 +333,7 @@ func (r contextReader) Read(p []byte) (int, error) {
 }
 
 func (a *app) imageCheckCommand() *cobra.Command {
-	var devices []string
+	var devices deviceFlags
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "check IMAGE",
@@ -362,7 +406,7 @@ func (a *app) printReport(name string, r *erofs.Report, asJSON bool) error {
 }
 
 func (a *app) imageExtractCommand() *cobra.Command {
-	var devices []string
+	var devices deviceFlags
 	var noSameOwner bool
 	cmd := &cobra.Command{
 		Use:   "extract IMAGE DIR",

@@ -41,6 +41,8 @@ type ManifestImage struct {
 	SHA256   string   `json:"sha256"`
 	Features []string `json:"features"`
 	DAX      bool     `json:"dax"` // uncompressed and laid out for dax=always
+	// Blobs are the files that have its data, in the order of its device table.
+	Blobs []string `json:"blobs,omitempty"`
 }
 
 // ManifestMini is the mini-initramfs.

@@ -79,8 +79,8 @@ type device struct {
 }
 
 // Open reads the superblock of an image of size bytes and what belongs to it.
-// blobs are the images of the extra devices in the order of the device table;
-// files whose data lies in one that is missing cannot be read.
+// blobs are the extra devices in the order of the device table; files whose data
+// lies in one that is missing, or nil, cannot be read.
 //
 // It refuses what ReadSuperblock refuses, and incompatible features that this
 // package does not know.
@@ -237,7 +237,7 @@ func (f *FS) readDevices(sb *diskSuper, blobs []io.ReaderAt) error {
 			d.uniAddr |= uint64(slot.UniAddrHi) << 32
 			d.blocks |= uint64(slot.BlocksHi) << 32
 		}
-		if i < len(blobs) {
+		if i < len(blobs) && blobs[i] != nil {
 			size := int64(d.blocks << f.Super.BlkSzBits)
 			if size <= 0 {
 				size = math.MaxInt64 // not said, as mkfs.erofs 1.5 does it
