@@ -111,8 +111,8 @@ func strangeArchive(t *testing.T) string {
 	noise := make([]byte, 300_001)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(noise)
 	a.file("bin/noise", string(noise))
-	// Early versions of fsck.erofs extract what ends in a hole too short.
-	a.file("bin/zeros", string(make([]byte, 200_000))+"x")
+	// fsck.erofs 1.5 extracts nothing of holes, so there are no whole blocks of zeros.
+	a.file("bin/zeros", strings.Repeat(string(make([]byte, 4000))+"x", 50))
 	a.file("bin/block", strings.Repeat("b", 4096))
 	a.add(cpio.Header{Name: "dev/null", Mode: unix.S_IFCHR | 0o666, RDevMajor: 1, RDevMinor: 3, MTime: 9}, "")
 	a.add(cpio.Header{Name: "dev/disk", Mode: unix.S_IFBLK | 0o660, GID: 6, RDevMajor: 259, RDevMinor: 70_001, MTime: 9}, "")
