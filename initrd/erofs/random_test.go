@@ -41,7 +41,7 @@ func TestWriterRandom(t *testing.T) {
 		t.Run(fmt.Sprintf("seed %d, %s", seed, c.name), func(t *testing.T) {
 			t.Parallel()
 			tr := randomTree(r)
-			checkImage(t, tr.write(t, c.options), tr.infos())
+			checkImage(t, tr.write(t, c.options), tr)
 		})
 	}
 }

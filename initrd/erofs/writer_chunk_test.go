@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -154,8 +155,8 @@ func checkFsckOnly(t *testing.T, u utils, image []byte, blobs ...[]byte) {
 	for i := range args[1:] {
 		args[i+1] = "--device=" + args[i+1]
 	}
-	if text, err := exec.Command(u.fsck, args...).CombinedOutput(); err != nil {
-		t.Errorf("fsck.erofs: %v: %s", err, text)
+	if text, err := exec.Command(u.fsck, append(args, "--extract")...).CombinedOutput(); err != nil {
+		t.Errorf("fsck.erofs %s: %v: %s", u.version, err, text)
 	}
 }
 
@@ -293,13 +294,24 @@ func TestWriterLargeSparse(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for at, text := range data {
-				got := make([]byte, len(text)+20)
-				m, err := ino.ReadAt(got[:min(int64(len(got)), n.Size-at)], at)
-				if err != nil || strings.TrimRight(string(got[:m]), "\x00") != text {
-					t.Errorf("at %d: %q, %v", at, got[:m], err)
+			check := func(r io.ReaderAt) {
+				for at, text := range data {
+					got := make([]byte, len(text)+20)
+					m, err := r.ReadAt(got[:min(int64(len(got)), n.Size-at)], at)
+					if err != nil || strings.TrimRight(string(got[:m]), "\x00") != text {
+						t.Errorf("at %d: %q, %v", at, got[:m], err)
+					}
 				}
 			}
+			check(ino)
+			checkFsckAccepts(t, out.b)
+			t.Run("kernel", func(t *testing.T) {
+				mounted := open(t, filepath.Join(mountImage(t, out.b), "large"))
+				if got := fileSize(t, mounted); got != n.Size {
+					t.Errorf("size %d, want %d", got, n.Size)
+				}
+				check(mounted)
+			})
 		})
 	}
 }
