@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -32,7 +33,8 @@ type utils struct {
 var versionPattern = regexp.MustCompile(`[0-9]+(\.[0-9]+)+`)
 
 // allUtils finds the erofs-utils on the path, and those in the folders that the
-// environment variable EROFS_UTILS lists. There are none without the former.
+// environment variable EROFS_UTILS lists; in CI one of them must be 1.9, which
+// knows every feature. There are none without the former.
 func allUtils(t testing.TB) []utils {
 	t.Helper()
 	var all []utils
@@ -54,6 +56,9 @@ func allUtils(t testing.TB) []utils {
 			t.Fatalf("%s -V says no version: %s", fsck, out)
 		}
 		all = append(all, utils{version, mkfs, fsck})
+	}
+	if os.Getenv("CI") == "true" && !slices.ContainsFunc(all, func(u utils) bool { return u.version >= "1.9" }) {
+		t.Fatal("no erofs-utils 1.9: set EROFS_UTILS to the folder of the fixture erofs-utils-1.9")
 	}
 	return all
 }
