@@ -22,7 +22,7 @@ import (
 // names it; extended attributes that the system does not show him are left out.
 func readDir(ctx context.Context, dir string, w ImageWriter) (*cpio.Tree, error) {
 	r := dirReader{ctx: ctx, writer: w, seen: make(map[inode]*cpio.Node), xattrs: make(map[string]map[string][]byte)}
-	root, err := r.node(dir)
+	root, err := r.node(dir, "")
 	if err != nil {
 		return nil, err
 	}
@@ -44,10 +44,12 @@ type dirReader struct {
 	buf    []byte
 }
 
-func (r *dirReader) node(path string) (*cpio.Node, error) {
+// node reads what has a name in a directory; no name is the directory itself.
+func (r *dirReader) node(dir, name string) (*cpio.Node, error) {
 	if err := r.ctx.Err(); err != nil {
 		return nil, err
 	}
+	path := filepath.Join(dir, name)
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
 		return nil, &fs.PathError{Op: "lstat", Path: path, Err: err}
@@ -66,7 +68,7 @@ func (r *dirReader) node(path string) (*cpio.Node, error) {
 	case cpio.TypeSymlink:
 		n.Target, err = os.Readlink(path)
 	case cpio.TypeRegular:
-		err = r.content(path, n, &st)
+		err = r.content(dir, name, n, &st)
 	case cpio.TypeChar, cpio.TypeBlock:
 		n.RDevMajor, n.RDevMinor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
 	}
@@ -89,7 +91,7 @@ func (r *dirReader) children(path string, n *cpio.Node) error {
 	}
 	n.Children = make(map[string]*cpio.Node, len(entries))
 	for _, e := range entries {
-		child, err := r.node(filepath.Join(path, e.Name()))
+		child, err := r.node(path, e.Name())
 		if err != nil {
 			return err
 		}
@@ -101,8 +103,8 @@ func (r *dirReader) children(path string, n *cpio.Node) error {
 	return nil
 }
 
-func (r *dirReader) content(path string, n *cpio.Node, st *unix.Stat_t) error {
-	c := &fileContent{path: path, inode: inode{st.Dev, st.Ino}, size: st.Size, mtime: st.Mtim}
+func (r *dirReader) content(dir, name string, n *cpio.Node, st *unix.Stat_t) error {
+	c := &fileContent{dir: dir, name: name, inode: inode{st.Dev, st.Ino}, size: st.Size, mtime: st.Mtim}
 	if st.Size == 0 {
 		_, err := c.ReadAt(nil, 0) // it can be read
 		return err
@@ -117,16 +119,17 @@ func (r *dirReader) content(path string, n *cpio.Node, st *unix.Stat_t) error {
 // any number of them can wait. If the file is no longer the one that was seen,
 // reading fails.
 type fileContent struct {
-	path string
+	dir, name string
 	inode
 	size  int64
 	mtime unix.Timespec
 }
 
 func (c *fileContent) ReadAt(p []byte, off int64) (n int, err error) {
-	fd, err := unix.Open(c.path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	path := filepath.Join(c.dir, c.name)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return 0, &fs.PathError{Op: "open", Path: c.path, Err: err}
+		return 0, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer unix.Close(fd)
 	for n < len(p) {
@@ -135,7 +138,7 @@ func (c *fileContent) ReadAt(p []byte, off int64) (n int, err error) {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
-			return n, &fs.PathError{Op: "read", Path: c.path, Err: err}
+			return n, &fs.PathError{Op: "read", Path: path, Err: err}
 		}
 		if n += got; got == 0 {
 			break
@@ -144,10 +147,10 @@ func (c *fileContent) ReadAt(p []byte, off int64) (n int, err error) {
 	// Behind the reading, this also finds what changed during it.
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return n, &fs.PathError{Op: "fstat", Path: c.path, Err: err}
+		return n, &fs.PathError{Op: "fstat", Path: path, Err: err}
 	}
 	if (inode{st.Dev, st.Ino}) != c.inode || st.Size != c.size || st.Mtim != c.mtime {
-		return 0, fmt.Errorf("read %s: the file changed since the directory was read", c.path)
+		return 0, fmt.Errorf("read %s: the file changed since the directory was read", path)
 	}
 	if n < len(p) {
 		return n, io.EOF

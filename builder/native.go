@@ -92,7 +92,8 @@ func (w *nativeWriter) Write(ctx context.Context, path string, tree *cpio.Tree, 
 	return nil
 }
 
-// erofsNodes are the nodes of a tree that have several names.
+// erofsNodes are the nodes of a tree that have several names. The tree is taken
+// apart, because with many files there is no room for it twice.
 type erofsNodes map[*cpio.Node]*erofs.Node
 
 func (e erofsNodes) node(n *cpio.Node) *erofs.Node {
@@ -108,6 +109,7 @@ func (e erofsNodes) node(n *cpio.Node) *erofs.Node {
 		for name, child := range n.Children {
 			en.Children[name] = e.node(child)
 		}
+		n.Children = nil
 	} else if n.NLink > 1 {
 		e[n] = en
 	}

@@ -35,7 +35,8 @@ type ImageWriter interface {
 	Identity() string
 	// Open reads back a content that was put and not deleted, before Write.
 	Open(ref int64) (io.ReadCloser, error)
-	// Write writes the image of tree into the empty file at path.
+	// Write writes the image of tree into the empty file at path. It may take the
+	// tree apart.
 	Write(ctx context.Context, path string, tree *cpio.Tree, id erofs.Identity) error
 	// Close gives back what the writer occupies, whether Write ran or not.
 	Close() error

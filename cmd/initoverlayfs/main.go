@@ -37,7 +37,14 @@ const (
 // version is set by the linker for releases.
 var version = ""
 
+// gcPercent is how much may be garbage. Images of large trees are also made on
+// small machines.
+const gcPercent = 25
+
 func main() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	status := run(ctx, &app{

@@ -143,10 +143,10 @@ func (w *Writer) Put(body io.Reader, size int64) (ref int64, err error) {
 	return int64(len(w.contents) - 1), nil
 }
 
-// Add takes a content that stays in source, with its size bytes, until Write is
-// done.
+// Add takes a content that stays in source until Write is done. The source ends
+// behind its size bytes.
 func (w *Writer) Add(source io.ReaderAt, size int64) (ref int64) {
-	w.contents = append(w.contents, content{source: source, size: size})
+	w.contents = append(w.contents, content{source: source, size: size, alone: true})
 	return int64(len(w.contents) - 1)
 }
 

@@ -20,7 +20,16 @@ type content struct {
 	offset, size int64 // size -1: deleted
 	sum          Sum
 	digested     bool
-	blockMap     // where contents may have chunks
+	alone        bool // in its source
+	blockMap          // where contents may have chunks
+}
+
+// at reads the content, from offset 0 on.
+func (c *content) at() io.ReaderAt {
+	if c.alone {
+		return c.source
+	}
+	return c.reader()
 }
 
 func (c *content) reader() *io.SectionReader { return io.NewSectionReader(c.source, c.offset, c.size) }
@@ -118,7 +127,7 @@ func (w *Writer) digest(j *digestJob, buf []byte) error {
 		h.Reset()
 		for i := range j.large.pieces {
 			_, _ = h.Write(j.large.pieces[i].Sum[:])
-			j.content.join(&j.large.pieces[i].blockMap)
+			j.join(&j.large.pieces[i].blockMap)
 		}
 		h.Sum(j.large.sum[:0])
 	}

@@ -96,7 +96,7 @@ type planner struct {
 	seen  map[*Node]*planInode
 	datas map[int64]*planData
 	equal map[contentKey]*planData
-	pack  packedReader
+	pack  *packedReader // outlives the planner
 }
 
 // contentKey is the same for equal contents.
@@ -110,7 +110,7 @@ func (w *Writer) plan(root *Node, id Identity) (*plan, error) {
 		return nil, errors.New("the root is not a directory")
 	}
 	p := &planner{w: w, id: id, plan: &plan{}, seen: make(map[*Node]*planInode),
-		datas: make(map[int64]*planData), equal: make(map[contentKey]*planData)}
+		datas: make(map[int64]*planData), equal: make(map[contentKey]*planData), pack: &packedReader{}}
 	r, err := p.inode("/", root, nil)
 	if err != nil {
 		return nil, err
@@ -140,7 +140,7 @@ func (p *planner) addPacked() error {
 		d.start = uint64(p.pack.size())
 		p.pack.contents = append(p.pack.contents, d)
 	}
-	d := &planData{source: &p.pack, size: p.pack.size(), path: "packed contents", packed: true}
+	d := &planData{source: p.pack, size: p.pack.size(), path: "packed contents", packed: true}
 	in := &planInode{node: &Node{Mode: modeReg, MTime: p.id.BuildTime, MTimeNsec: p.id.BuildTimeNsec}, path: d.path,
 		nlink: 1, size: d.size, extended: d.size > math.MaxUint32, data: d}
 	d.room = in.room()
@@ -264,7 +264,7 @@ func (p *planner) data(ref int64, c *content, path string) *planData {
 	if d := p.datas[ref]; d != nil {
 		return d
 	}
-	d := &planData{source: c.reader(), size: c.size, path: path, room: blockSize}
+	d := &planData{source: c.at(), size: c.size, path: path, room: blockSize}
 	p.datas[ref] = d
 	if p.w.options.Dedupe {
 		key := contentKey{c.size, c.sum}
