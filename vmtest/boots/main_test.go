@@ -172,6 +172,7 @@ type spec struct {
 	storage  string          // driver sets, by commas; empty: virtio
 	compress compress.Format // of the mini-initramfs; empty: none, which boots fastest
 	dax      bool            // an uncompressed image
+	blobs    int             // that the image's data is in: one that it brings, and one that was there
 }
 
 // build is what a test boots.
@@ -181,6 +182,7 @@ type build struct {
 	conf   bootconf.Config
 	mini   string
 	image  string
+	blobs  []string
 }
 
 // build makes what the spec says, unless it is made already.
@@ -241,6 +243,11 @@ func (s spec) make(kernel fixtures.Kernel) (*build, error) {
 	if o.OutputDir, err = os.MkdirTemp(work, "build-"); err != nil {
 		return nil, err
 	}
+	if s.blobs > 0 {
+		if err := s.putInBlobs(&o); err != nil {
+			return nil, err
+		}
+	}
 	if problems := o.Config.ReadFile(s.config); len(problems) > 0 {
 		return nil, problems[0]
 	}
@@ -250,6 +257,9 @@ func (s spec) make(kernel fixtures.Kernel) (*build, error) {
 	}
 	b.mini = filepath.Join(o.OutputDir, b.Mini.File)
 	b.image = filepath.Join(o.OutputDir, b.Image.File)
+	for _, name := range b.Image.Blobs {
+		b.blobs = append(b.blobs, filepath.Join(o.Image.BlobDir, name))
+	}
 	b.conf, err = builder.MiniConfig(b.mini)
 	return b, err
 }
