@@ -76,11 +76,12 @@ func (f *finder) longest(i int) (length, at int) {
 	f.next = i + 1
 
 	// The match before this position goes on, shorter by one byte.
-	best, at := minMatch-1, 0
+	best, at := minMatch-1, -1
 	if f.length > minMatch {
 		best, at = f.length-1, f.at+1
 	}
 
+	known, knownAt := best, at
 	limit := len(s) - i
 	enough := min(f.enough, limit)
 	low := max(0, i-maxOffset)
@@ -95,6 +96,9 @@ func (f *finder) longest(i int) (length, at int) {
 		n := leftLen
 		if n > rightLen {
 			n = rightLen
+		}
+		if cur == knownAt {
+			n = max(n, known)
 		}
 		var x, y uint64
 		for n < enough {
