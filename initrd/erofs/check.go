@@ -209,8 +209,8 @@ func (c *checker) directory(dir *Inode, parent uint64, depth int) {
 	})
 	if err != nil {
 		c.problem(c.name(), err)
-	} else if !dotDot || !dot && !dir.dotOmitted {
-		c.problem(c.name(), corruptf(`EROFS directory %d lacks "." or ".."`, dir.NID))
+	} else if !dotDot || dot == dir.dotOmitted {
+		c.problem(c.name(), corruptf(`EROFS directory %d lacks "." or "..", or has "." twice`, dir.NID))
 	}
 	subdirs := uint32(0)
 	length := len(c.path)
