@@ -281,7 +281,7 @@ func checkImage(t *testing.T, image []byte, tr *testTree) {
 	for _, u := range allUtils(t) {
 		if u.knows(sb.FeatureIncompat, want) {
 			t.Run("fsck "+u.version, func(t *testing.T) {
-				if u.version < "1.9" && sb.FeatureIncompat&erofs.FeatureIncompatChunkedFile != 0 && tr.endsInHoles() {
+				if u.version < "1.9" && sb.FeatureIncompat&erofs.FeatureIncompatChunkedFile != 0 && tr.zeroBlocks() {
 					checkFsckOnly(t, u, image)
 					return
 				}
@@ -290,6 +290,19 @@ func checkImage(t *testing.T, image []byte, tr *testTree) {
 		}
 	}
 	t.Run("kernel", func(t *testing.T) { checkKernel(t, image, want) })
+}
+
+// zeroBlocks reports whether a file has a block of zeros. If that is a hole,
+// fsck.erofs 1.5 extracts the file without it.
+func (tr *testTree) zeroBlocks() bool {
+	for _, data := range tr.contents {
+		for block := range slices.Chunk(data, blockSize) {
+			if len(bytes.Trim(block, "\x00")) == 0 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // knows reports whether this version can extract an image. 1.5 has no fragments,
