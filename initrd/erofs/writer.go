@@ -40,8 +40,9 @@ type Options struct {
 	// hidden file: files share clusters then, which are read as a whole; Linux
 	// 6.1.
 	PackBytes int64
-	// Dedupe stores equal contents once; Linux 6.1, before which a cluster
-	// belonged to one file.
+	// Dedupe stores equal contents once, and with Compress also equal parts of
+	// contents from about 32 KiB on; Linux 6.1, before which a cluster belonged to
+	// one file.
 	Dedupe bool
 	// DAX lays contents out so that they can be mapped: uncompressed, in blocks
 	// of their own, those of 2 MiB and more aligned to 2 MiB. Without DAX and
@@ -93,8 +94,9 @@ type Spool interface {
 // their blocks of zeros; those that stay where they are until then are added
 // instead.
 //
-// Memory is the tree's, 8 bytes for each physical cluster, and for each worker
-// about 8 MiB and an encoder; for chunks that are shared, also 8 bytes for each
+// Memory is the tree's, 12 bytes for each physical cluster, and for each worker
+// about 8 MiB and an encoder; for parts that are stored once, up to 48 MiB, and
+// 300 bytes for each small content of a name that others have; for chunks that are shared, also 8 bytes for each
 // block of all contents put, and about 60 for each different chunk.
 type Writer struct {
 	spool    Spool

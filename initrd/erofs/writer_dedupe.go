@@ -24,14 +24,14 @@ const (
 	// content takes, in eighths.
 	copyCost  = 6 << 10
 	copyRatio = 3
-	// minStretch is the least that is encoded on its own. An extent that is
-	// followed by another one must be so long that it does, wherever in a logical
-	// cluster it begins, hold a second one, whose index has the size of the
-	// physical cluster.
+	// minStretch is the least that is encoded on its own. An extent that another
+	// one follows must have an index behind its head's, which has the size of the
+	// physical cluster, wherever in a logical cluster it begins.
 	minStretch = 2 * blockSize
 
 	// One of 1<<anchorBits places is an anchor, fewer in a tree for which there
-	// would be more than maxAnchors. An anchor takes 24 bytes of memory.
+	// would be more than maxAnchors of them on average. There are never more than
+	// twice as many, of 16 bytes each, and a table of 16 bytes for each.
 	anchorBits   = 10
 	maxAnchors   = 1 << 19
 	anchorWindow = 64 // bytes that decide it
@@ -389,8 +389,8 @@ func (d *planData) cutDistance(offset int64) int64 {
 	return 0
 }
 
-// stretchDistance says how far behind offset a copy may begin, where before is the end of
-// the copy before.
+// stretchDistance says how far behind offset a copy may begin, where before is
+// the end of the copy before.
 func (d *planData) stretchDistance(before, offset int64) int64 {
 	if i, _ := slices.BinarySearch(d.cuts, offset+1); i > 0 {
 		before = max(before, d.cuts[i-1])

@@ -197,7 +197,10 @@ func (im *image) encodeInode(b []byte, in *planInode) ([]byte, error) {
 		if err != nil {
 			return b, err
 		}
-		// The kernel wants compact indexes to say it of both heads.
+		// The kernel wants compact indexes to say it of both heads. Plain blocks
+		// are not interlaced: that only spares the kernel to move the bytes, and how
+		// they lie would depend on where in a logical cluster the extent begins, so
+		// that no other content could refer to the block.
 		advise := uint16(adviseBigPcluster1 | adviseBigPcluster2)
 		if in.inline > 0 {
 			advise |= adviseInline
