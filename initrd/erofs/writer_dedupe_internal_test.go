@@ -63,7 +63,7 @@ func TestPartialReferences(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	image := append(out.b, make([]byte, size-int64(len(out.b)))...)
+	image := slices.Concat(out.b, make([]byte, size-int64(len(out.b))))
 	if err := Check(bytes.NewReader(image), size).Err(); err != nil {
 		t.Fatal(err)
 	}
