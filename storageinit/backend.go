@@ -30,9 +30,9 @@ func (a *attempt) triedDevice(name string) bool {
 }
 
 // forget makes the devices of an event worth another try. The image may also
-// have missed an extra device.
+// have missed an extra device; the loop devices of an attempt are none.
 func (a *attempt) forget(event Uevent, conf *bootconf.Config) {
-	lost := event == Uevent{} || event.Block != "" && len(conf.Devices) > 0
+	lost := event == Uevent{} || len(conf.Devices) > 0 && event.Block != "" && !ignoredDevice(event.Block)
 	a.tried = slices.DeleteFunc(a.tried, func(t trial) bool { return lost || t.device == event.Block })
 }
 

@@ -160,3 +160,16 @@ func TestLateBlob(t *testing.T) {
 	f.run()
 	wantBoot(t, f, "block")
 }
+
+// The events of the loop devices that an attempt made do not begin another one.
+func TestLoopEventsDoNotRetry(t *testing.T) {
+	f := blobMachine(t, append(slices.Clone(loopLines), onFiles())...)
+	delete(f.disks[1].files, blobB)
+	for i := range 3 {
+		f.events = append(f.events, fakeEvent{at: int64(i + 1), Uevent: Uevent{Block: "loop0"}})
+	}
+	f.run()
+	if got := len(f.callsWith("attach loop to /bootfs" + blobA)); got != 1 {
+		t.Errorf("the first blob is attached %d times, want once", got)
+	}
+}
