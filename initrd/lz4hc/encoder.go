@@ -50,7 +50,7 @@ func NewEncoder(level Level) *Encoder {
 	case Fast:
 		f.depth, f.pace, f.enough = 6, 4, 64
 	case Default:
-		f.depth, f.pace, f.enough = 40, 8, 64
+		f.depth, f.pace, f.enough = 28, 7, 48
 	default:
 		f.depth, f.pace, f.enough = 1000, 64, 256
 	}
