@@ -95,10 +95,17 @@ func (b *boot) mountImage() error {
 
 	waited := false
 	deadline := b.sys.Now() + int64(b.conf.TimeoutSeconds)*1_000_000
+	late := int64(0) // when the first event after the deadline was read
 	for anyWaiting(attempts) {
 		event, ok, err := b.sys.WaitUevent(deadline)
 		if err != nil {
 			return failed("wait for device events", err)
+		}
+		if now := b.sys.Now(); now > deadline {
+			if late == 0 {
+				late = now
+			}
+			ok = ok && now <= late+lateTime
 		}
 		if !ok {
 			waited = true
@@ -129,6 +136,10 @@ func (b *boot) mountImage() error {
 	}
 	return failed("no image", why)
 }
+
+// lateTime is how long events are still read, in microseconds, that waited while
+// an attempt went on beyond the deadline. There may be no end to them.
+const lateTime = 1_000_000
 
 // withFallBack adds the RAM backend when the one that was asked for would hold
 // the real root. `auto` has its own list.

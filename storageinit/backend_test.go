@@ -436,6 +436,29 @@ func TestTooLate(t *testing.T) {
 	}
 }
 
+// An attempt may outlast the deadline: what happened meanwhile is looked at, but
+// not without end.
+func TestEventsWithoutEnd(t *testing.T) {
+	f := newFake(t, loopLines...)
+	f.disks = nil
+	seen := 0
+	slow := func(seconds int64) fakeEvent {
+		return fakeEvent{at: 29, Uevent: Uevent{Block: "vda"}, do: func(f *fakeSystem) {
+			seen++
+			f.now += seconds * 1_000_000
+		}}
+	}
+	f.events = []fakeEvent{slow(40), slow(0), slow(2), slow(0), slow(0)}
+	f.run()
+	if want := "no image after 30 s: loop: no device LABEL=boot (on_failure reboot:10)"; f.fatal() != want {
+		t.Errorf("fatal: %s\nwant:  %s", f.fatal(), want)
+	}
+	// The first begins the time for late ones, the third is read behind its end.
+	if want := 3; seen != want {
+		t.Errorf("%d events were looked at, want %d", seen, want)
+	}
+}
+
 // Nothing is waited for when no backend can gain by it.
 func TestNoWait(t *testing.T) {
 	f := newFake(t, "backend auto:embedded,loop")
