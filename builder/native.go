@@ -16,7 +16,7 @@ import (
 type native struct{}
 
 // nativeVersion changes with the bytes that are made of a tree.
-const nativeVersion = "native 1"
+const nativeVersion = "native 2"
 
 func (native) Begin(_ context.Context, o ImageOptions) (ImageWriter, error) {
 	o, err := o.settle(false)
