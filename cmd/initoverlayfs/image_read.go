@@ -56,7 +56,9 @@ func openImage(image string, devices deviceFlags) (*openedImage, error) {
 	}
 	names := devices.files
 	if len(names) == 0 {
-		names = devices.find(image, o)
+		if names, err = devices.find(image, o); err != nil {
+			return nil, err
+		}
 	}
 	for _, name := range names {
 		var blob io.ReaderAt
@@ -82,14 +84,15 @@ func (o *openedImage) open(name string) (*os.File, error) {
 type deviceFlags struct {
 	files []string
 	blobs string
+	all   bool // without one of them there is nothing to do
 }
 
 // find looks for blobs by their names. One that is nowhere is an empty name: what
 // needs it cannot be read.
-func (d *deviceFlags) find(image string, o *openedImage) (names []string) {
+func (d *deviceFlags) find(image string, o *openedImage) (names []string, err error) {
 	f, err := erofs.Open(o.file, o.size)
 	if err != nil {
-		return nil // whoever opens it for its files will say it
+		return nil, nil // whoever opens it for its files will say it
 	}
 	for _, device := range f.Devices() {
 		name := ""
@@ -99,9 +102,13 @@ func (d *deviceFlags) find(image string, o *openedImage) (names []string) {
 				name = path
 			}
 		}
+		if name == "" && d.all {
+			return nil, hinted{fmt.Errorf("%s: its blob %s is missing", image, builder.BlobName(device)),
+				"name the folder of its blobs with --blobs, or each one with --device"}
+		}
 		names = append(names, name)
 	}
-	return names
+	return names, nil
 }
 
 func (o *openedImage) close() {
@@ -333,7 +340,7 @@ func (r contextReader) Read(p []byte) (int, error) {
 }
 
 func (a *app) imageCheckCommand() *cobra.Command {
-	var devices deviceFlags
+	devices := deviceFlags{all: true}
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "check IMAGE",
@@ -406,7 +413,7 @@ func (a *app) printReport(name string, r *erofs.Report, asJSON bool) error {
 }
 
 func (a *app) imageExtractCommand() *cobra.Command {
-	var devices deviceFlags
+	devices := deviceFlags{all: true}
 	var noSameOwner bool
 	cmd := &cobra.Command{
 		Use:   "extract IMAGE DIR",
