@@ -28,6 +28,7 @@ type stored struct {
 	extents  []run   // of compressed contents
 	begins   []begin // of stretches that others refer to
 	tail     []byte  // the last extent, if it lies behind the inode
+	partial  bool    // an extent of it is
 	fragment bool    // a part of the hidden file
 	table    chunkTable
 }
@@ -39,7 +40,7 @@ type run struct {
 	block   uint32 // the first
 	blocks  uint16 // 0: in the metadata
 	plain   bool
-	partial bool // the last physical cluster holds more
+	partial bool // the last physical cluster holds more, or may
 }
 
 // begin says which extent begins at an offset of a content.
@@ -213,10 +214,6 @@ func (im *image) writePiece(j *job) error {
 	out := j.out
 	switch {
 	case compressed:
-		d.layout = LayoutCompressedCompact
-		if len(d.copies) > 0 {
-			d.layout = LayoutCompressedFull // whose heads have a block each
-		}
 		if len(d.cuts) > 0 {
 			d.begins = append(d.begins, begin{j.offset, len(d.extents)})
 		}
@@ -225,6 +222,11 @@ func (im *image) writePiece(j *job) error {
 			e.block = uint32(block)
 			block += uint64(e.blocks)
 			d.extents = append(d.extents, e)
+			d.partial = d.partial || e.partial
+		}
+		d.layout = LayoutCompressedCompact
+		if len(d.copies) > 0 || d.partial {
+			d.layout = LayoutCompressedFull // whose heads have a block each, and a flag
 		}
 		if len(j.tail) > 0 {
 			d.tail = append([]byte(nil), j.tail...)
@@ -400,7 +402,8 @@ func (j *job) addBlock(block []byte, n int) {
 	blocks := (len(block) + blockSize - 1) >> blockBits
 	j.out = append(j.out, make([]byte, blocks<<blockBits-len(block))...)
 	j.out = append(j.out, block...)
-	j.extents = append(j.extents, run{length: uint32(n), blocks: uint16(blocks)})
+	// What is larger than its extent has to be called a part; see indexEntries.
+	j.extents = append(j.extents, run{length: uint32(n), blocks: uint16(blocks), partial: n < blocks<<blockBits})
 }
 
 // addPlain adds n bytes as plain blocks; the last may be filled up with zeros.

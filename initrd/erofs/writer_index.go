@@ -15,11 +15,14 @@ type indexEntry struct {
 	partial bool // of a head: the extent is the beginning of what the cluster holds
 }
 
-// indexEntries gives the indexes of a compressed content, one for each block of its
-// size. Where the content ends in a logical cluster that has no head, a head
-// marks the end.
-func indexEntries(s *stored, size int64) ([]indexEntry, error) {
-	list := make([]indexEntry, 0, (size+blockSize-1)>>blockBits)
+// indexEntries gives the indexes of a compressed content of total bytes, one for
+// each block of that. Where the content ends in a logical cluster that has no
+// head, a head marks the end.
+//
+// Linux 7 refuses a physical cluster that is larger than its extent, if that is
+// neither the last nor a part of it; z_erofs_map_sanity_check in fs/erofs/zmap.c.
+func indexEntries(s *stored, total int64) ([]indexEntry, error) {
+	list := make([]indexEntry, 0, (total+blockSize-1)>>blockBits)
 	at := int64(0)
 	add := func(length int64, e run, block uint32, partial bool) {
 		kind := uint8(lclusterHead1)
@@ -36,7 +39,7 @@ func indexEntries(s *stored, size int64) ([]indexEntry, error) {
 			list = append(list, indexEntry{kind: lclusterNonhead, value: value, next: uint16(end - i), block: block})
 		}
 		at += length
-		if at == size && at%blockSize != 0 && end > first {
+		if at == total && at%blockSize != 0 && end > first {
 			list = append(list, indexEntry{kind: lclusterPlain, value: uint16(at % blockSize)})
 		}
 	}
@@ -45,6 +48,9 @@ func indexEntries(s *stored, size int64) ([]indexEntry, error) {
 		case e.blocks == 0:
 			add(int64(e.length), e, 0, false)
 		case !e.plain:
+			if size := int64(e.blocks) << blockBits; int64(e.length) < size && !e.partial && at+int64(e.length) < total {
+				return nil, fmt.Errorf("a physical cluster of %d bytes holds only %d", size, e.length)
+			}
 			add(int64(e.length), e, e.block, e.partial)
 		default:
 			block := e.block
@@ -54,8 +60,8 @@ func indexEntries(s *stored, size int64) ([]indexEntry, error) {
 			}
 		}
 	}
-	if at != size || len(list) != cap(list) {
-		return nil, fmt.Errorf("extents cover %d bytes in %d clusters, not %d in %d", at, len(list), size, cap(list))
+	if at != total || len(list) != cap(list) {
+		return nil, fmt.Errorf("extents cover %d bytes in %d clusters, not %d in %d", at, len(list), total, cap(list))
 	}
 	return list, nil
 }
