@@ -254,19 +254,11 @@ func TestTreeIsTheSource(t *testing.T) {
 				}
 			})
 			t.Run("fsck.erofs", func(t *testing.T) {
-				needTools(t, "fsck.erofs")
+				// Version 1.5 does not know fragments.
+				fsck := filepath.Join(fixtures.Path(t, "erofs-utils-1.9"), "fsck.erofs")
 				dir := filepath.Join(t.TempDir(), "extracted")
-				run(t, exec.Command("fsck.erofs", "--extract="+dir, "--preserve", b.image()))
+				run(t, exec.Command(fsck, "--extract="+dir, "--preserve", b.image()))
 				extracted := without(files(t, dir), b.Changes)
-				// Version 1.5 makes a copy of a file for each of its names, and
-				// loses the bits of a set-user-ID program when it sets the owner.
-				for _, listing := range []map[string]file{want, extracted} {
-					for name, f := range listing {
-						f.Names = nil
-						f.Mode &^= unix.S_ISUID | unix.S_ISGID
-						listing[name] = f
-					}
-				}
 				if diff := cmp.Diff(want, extracted); diff != "" {
 					t.Errorf("image (-source +extracted):\n%s", diff)
 				}
