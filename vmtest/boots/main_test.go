@@ -30,17 +30,7 @@ import (
 // work is the folder of what the tests share.
 var work string
 
-func TestMain(m *testing.M) { os.Exit(inWorkFolder(m.Run)) }
-
-func inWorkFolder(run func() int) int {
-	var err error
-	if work, err = os.MkdirTemp("", "initoverlayfs-boots-"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(work)
-	return run()
-}
+func TestMain(m *testing.M) { os.Exit(fixtures.InWorkFolder(m, "boots", &work)) }
 
 // Names in the full tree.
 const (

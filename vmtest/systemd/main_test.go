@@ -15,24 +15,10 @@ import (
 	"initoverlayfs/vmtest/fixtures"
 )
 
-// work is the folder of what the tests share. Everybody may look into it.
+// work is the folder of what the tests share.
 var work string
 
-func TestMain(m *testing.M) { os.Exit(inWorkFolder(m.Run)) }
-
-func inWorkFolder(run func() int) int {
-	var err error
-	if work, err = os.MkdirTemp("", "initoverlayfs-systemd-"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(work)
-	if err := os.Chmod(work, 0o755); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return run()
-}
+func TestMain(m *testing.M) { os.Exit(fixtures.InWorkFolder(m, "systemd", &work)) }
 
 // program is the path of the command line, with storage-init beside it, as
 // `make build` makes them.
