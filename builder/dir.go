@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"initoverlayfs/initrd/cpio"
+	"initoverlayfs/initrd/erofs"
 )
 
 // readDir reads the hierarchy below dir as lstat shows it. Contents stay in
@@ -158,16 +159,6 @@ func (c *fileContent) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// keptXattrs are the namespaces and names for which EROFS has a place.
-func keptXattr(name string) bool {
-	for _, prefix := range []string{"user.", "trusted.", "security."} {
-		if strings.HasPrefix(name, prefix) {
-			return true
-		}
-	}
-	return name == "system.posix_acl_access" || name == "system.posix_acl_default"
-}
-
 // attributes reads the extended attributes of a file, not of what a symlink
 // points to.
 func (r *dirReader) attributes(path string) (map[string][]byte, error) {
@@ -180,7 +171,7 @@ func (r *dirReader) attributes(path string) (map[string][]byte, error) {
 	}
 	all := make(map[string][]byte)
 	for _, name := range strings.Split(strings.TrimSuffix(string(list), "\x00"), "\x00") {
-		if !keptXattr(name) {
+		if !erofs.HasXattrClass(name) {
 			continue
 		}
 		value, err := r.grow(func(p []byte) (int, error) { return unix.Lgetxattr(path, name, p) })

@@ -18,9 +18,16 @@ type sharedXattrs struct {
 // maxSharedXattrs is how many of them one inode can name.
 const maxSharedXattrs = math.MaxUint8
 
-// encodeXattr gives an entry, filled up to its alignment.
-func encodeXattr(name string, value []byte) ([]byte, error) {
-	index, rest := 0, ""
+// HasXattrClass reports whether an image can have an extended attribute of this
+// name.
+func HasXattrClass(name string) bool {
+	index, _ := xattrClass(name)
+	return index != 0
+}
+
+// xattrClass gives the index of a name's prefix, 0 if it has none that is known,
+// and the rest of the name.
+func xattrClass(name string) (index int, rest string) {
 	for i, prefix := range xattrPrefixes {
 		if suffix, ok := strings.CutPrefix(name, prefix); ok && prefix != "" {
 			// The names of ACLs are whole prefixes.
@@ -30,6 +37,12 @@ func encodeXattr(name string, value []byte) ([]byte, error) {
 			index, rest = i, suffix
 		}
 	}
+	return index, rest
+}
+
+// encodeXattr gives an entry, filled up to its alignment.
+func encodeXattr(name string, value []byte) ([]byte, error) {
+	index, rest := xattrClass(name)
 	switch {
 	case index == 0:
 		return nil, fmt.Errorf("EROFS has no place for extended attribute %q", name)
