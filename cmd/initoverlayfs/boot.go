@@ -16,9 +16,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"initoverlayfs/builder"
+	"initoverlayfs/disk"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/vmtest"
-	"initoverlayfs/vmtest/disk"
 )
 
 // plainBackend boots an unchanged initramfs, to compare with.

@@ -18,11 +18,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"initoverlayfs/builder"
+	"initoverlayfs/disk"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/compress"
 	"initoverlayfs/initrd/cpio"
 	"initoverlayfs/vmtest"
-	"initoverlayfs/vmtest/disk"
 	"initoverlayfs/vmtest/fixtures"
 	"initoverlayfs/vmtest/vmlinux"
 )

@@ -7,9 +7,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"initoverlayfs/disk"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/vmtest"
-	"initoverlayfs/vmtest/disk"
 )
 
 // hardware is how a guest reaches a disk: the driver set that serves it, and

@@ -9,9 +9,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"initoverlayfs/disk"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/vmtest"
-	"initoverlayfs/vmtest/disk"
 )
 
 // The programs that the builder replaces in the tree.

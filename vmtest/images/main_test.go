@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"initoverlayfs/builder/kmod"
+	"initoverlayfs/disk"
 	"initoverlayfs/initrd/cpio"
 	"initoverlayfs/vmtest"
-	"initoverlayfs/vmtest/disk"
 	"initoverlayfs/vmtest/fixtures"
 	"initoverlayfs/vmtest/vmlinux"
 )

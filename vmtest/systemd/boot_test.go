@@ -11,9 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	"initoverlayfs/disk"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/vmtest"
-	"initoverlayfs/vmtest/disk"
 	"initoverlayfs/vmtest/fixtures"
 )
 
