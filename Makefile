@@ -8,7 +8,7 @@ FIXTURES := vmtest/fixtures/fixtures.sh
 LINT_VERSION := v2.15.0
 # What the tests read and boot.
 TEST_FIXTURES := kernel-6.1 kernel-6.12 dracut-6.1.img dracut-nosystemd-6.1.img dracut-6.12.img \
-	initramfs-tools-6.1.img root-bookworm.ext4
+	initramfs-tools-6.1.img root-bookworm.tar root-bookworm.ext4
 SID_FIXTURES := erofs-utils-1.9 kernel-sid dracut-sid.img
 # Sets EROFS_UTILS to the newer erofs-utils, which tests use beside the machine's own.
 FIND_EROFS_UTILS := export EROFS_UTILS; EROFS_UTILS=$$($(FIXTURES) path erofs-utils-1.9) || [ "$${CI:-}" != true ]

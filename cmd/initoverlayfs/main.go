@@ -84,7 +84,7 @@ func run(ctx context.Context, a *app, args []string) int {
 	root.SetErr(a.stderr)
 	root.SetArgs(args)
 	root.PersistentFlags().BoolVarP(&a.quiet, "quiet", "q", false, "print no progress")
-	root.AddCommand(a.buildCommand(), a.imageCommand(), a.bootCommand())
+	root.AddCommand(a.buildCommand(), a.imageCommand(), a.bootCommand(), a.diskCommand())
 
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
