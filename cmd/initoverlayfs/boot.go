@@ -30,6 +30,8 @@ type bootFlags struct {
 	backend, initramfs string
 	rootDisk, bootDisk string
 	disk               string
+	firmware           string
+	firmwareVars       string
 	bootfsType         string
 	appendWords        string
 	memoryMiB, cpus    int
@@ -61,6 +63,8 @@ func (a *app) bootCommand() *cobra.Command {
 	p.StringVar(&f.rootDisk, "rootdisk", "", "disk `IMAGE` with the real root; the guest's writes are thrown away")
 	p.StringVar(&f.bootDisk, "bootdisk", "", "disk `IMAGE` with the boot filesystem or the image; writes are thrown away")
 	p.StringVar(&f.disk, "disk", "", "disk `IMAGE` that UEFI firmware boots, as the verb disk makes it; writes are thrown away.\nIts entries need the words that follow the boot: see README.md")
+	p.StringVar(&f.firmware, "firmware", "", "`FILE` of the UEFI firmware for --disk (default: the distribution's OVMF)")
+	p.StringVar(&f.firmwareVars, "firmware-vars", "", "`FILE` with the firmware's variables; the guest gets a copy")
 	p.StringVar(&f.bootfsType, "bootfstype", "", "`TYPE` of the boot filesystem that is made (default: the build's, else ext4)")
 	p.StringVar(&f.appendWords, "append", "", "further `WORDS` of the kernel command line")
 	p.IntVar(&f.memoryMiB, "memory", 1024, "`MIB` of memory that the guest can use")
@@ -206,8 +210,13 @@ func (f *bootFlags) machine(ctx context.Context) (m vmtest.Machine, backend stri
 	if f.memoryMiB < 64 {
 		return m, "", nil, usageErrorf("--memory: %d MiB boot nothing", f.memoryMiB)
 	}
-	if f.disk != "" {
+	switch {
+	case (f.firmware == "") != (f.firmwareVars == ""):
+		return m, "", nil, usageErrorf("--firmware and --firmware-vars need each other")
+	case f.disk != "":
 		return m, "disk", nil, f.attachDisk(&m)
+	case f.firmware != "":
+		return m, "", nil, usageErrorf("--firmware goes with --disk")
 	}
 	switch {
 	case f.backend == plainBackend && f.initramfs == "":
@@ -258,8 +267,11 @@ func (f *bootFlags) attachDisk(m *vmtest.Machine) error {
 	if err != nil {
 		return err
 	}
-	if m.Firmware, err = vmtest.FindFirmware(f.arch); err != nil {
-		return hinted{err, "install ovmf (Debian) or edk2-ovmf"}
+	m.Firmware = &vmtest.Firmware{Code: f.firmware, Vars: f.firmwareVars}
+	if f.firmware == "" {
+		if m.Firmware, err = vmtest.FindFirmware(f.arch); err != nil {
+			return hinted{err, "install ovmf (Debian) or edk2-ovmf, or name its files with --firmware and --firmware-vars"}
+		}
 	}
 	m.Drives = append(m.Drives, vmtest.Drive{Path: f.disk, Format: format, Snapshot: true})
 	m.Expect = append(m.Expect, vmtest.MultiUser)

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"initoverlayfs/builder"
 	"initoverlayfs/initrd/bootconf"
@@ -143,9 +144,9 @@ func (a *app) embedded(ctx context.Context, f *diskFlags, p *pflag.FlagSet) (err
 	if err := doc.write(ctx, b, f.build.OutputDir, f.kernel, f.build.Epoch); err != nil {
 		return err
 	}
-	// An empty folder may be there.
-	if err := os.Rename(f.build.OutputDir, f.output); err != nil {
-		return err
+	// An empty folder may be there, which os.Rename would refuse.
+	if err := unix.Rename(f.build.OutputDir, f.output); err != nil {
+		return fmt.Errorf("write %s: %w", f.output, err)
 	}
 	if f.asJSON {
 		return a.printJSON(doc)
