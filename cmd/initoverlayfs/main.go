@@ -84,7 +84,8 @@ func run(ctx context.Context, a *app, args []string) int {
 	root.SetErr(a.stderr)
 	root.SetArgs(args)
 	root.PersistentFlags().BoolVarP(&a.quiet, "quiet", "q", false, "print no progress")
-	root.AddCommand(a.buildCommand(), a.imageCommand(), a.bootCommand())
+	root.AddCommand(a.buildCommand(), a.imageCommand(), a.bootCommand(),
+		a.installCommand(), a.removeCommand(), a.statusCommand(), a.verifyCommand(), a.hookCommand(), a.freezeCommand())
 
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
