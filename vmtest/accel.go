@@ -36,6 +36,8 @@ func (m *Machine) ResolveAccel(ctx context.Context) (accel Accel, reason string,
 		return "", "", fmt.Errorf("qemu: unknown accelerator %q", m.Accel)
 	case m.ICount:
 		return TCG, "instruction counting needs it", nil
+	case m.Kernel == "":
+		return TCG, "there is no kernel to prove KVM with", nil
 	}
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {

@@ -14,6 +14,34 @@ type arch struct {
 	// eventsDevice holds the arguments that put the chardev "events" on the
 	// second port.
 	eventsDevice []string
+	// firmware has the places of UEFI firmware in distributions.
+	firmware []Firmware
+}
+
+// consoleWords are those of the kernel's command line by which a guest speaks
+// as Run understands it.
+func (a arch) consoleWords() []string {
+	return append([]string{
+		"console=" + a.console,
+		// Each line shows its time, and whether the kernel or a program wrote
+		// it: the parser of the console builds on both.
+		"printk.time=1", "console_msg_format=syslog",
+		// Without it the kernel drops lines that a program writes quickly.
+		"printk.devkmsg=on",
+		"vmtest.events=" + a.events,
+	}, a.words...)
+}
+
+// ConsoleWords are the words that a kernel's command line needs for Run to
+// follow the boot and for the guest to report its end. Run adds them itself
+// unless the machine boots by its firmware: then they must be in the boot
+// entries of its disk.
+func ConsoleWords(archName string) ([]string, error) {
+	a, err := (&Machine{Arch: archName}).arch()
+	if err != nil {
+		return nil, err
+	}
+	return a.consoleWords(), nil
 }
 
 // arches has the known architectures by their Go names.
@@ -31,6 +59,11 @@ var arches = map[string]arch{
 		// too few came, which on a busy host says nothing about the guest.
 		words:        []string{"no_timer_check"},
 		eventsDevice: []string{"-serial", "chardev:events"},
+		firmware: []Firmware{
+			{Code: "/usr/share/OVMF/OVMF_CODE_4M.fd", Vars: "/usr/share/OVMF/OVMF_VARS_4M.fd"},         // Debian
+			{Code: "/usr/share/edk2/ovmf/OVMF_CODE.fd", Vars: "/usr/share/edk2/ovmf/OVMF_VARS.fd"},     // Fedora
+			{Code: "/usr/share/edk2/x64/OVMF_CODE.4m.fd", Vars: "/usr/share/edk2/x64/OVMF_VARS.4m.fd"}, // Arch
+		},
 	},
 }
 

@@ -29,10 +29,16 @@ func ParseAccel(s string) (Accel, error) {
 }
 
 // Machine describes a guest and what is expected of its boot. The zero value
-// of every field but Kernel is usable.
+// of every field but Kernel, or Firmware, is usable.
 type Machine struct {
 	Arch string // a Go architecture name; empty: amd64
 	QEMU string // the emulator; empty: the architecture's, found in PATH
+
+	// Firmware, if set, boots the first drive by what is on it. Initrd and
+	// Append are then not used: see ConsoleWords for the words that the disk's
+	// boot entries need. Kernel only serves to prove KVM, and without it Auto is
+	// TCG.
+	Firmware *Firmware
 
 	Kernel string
 	Initrd string // empty: none
@@ -145,7 +151,12 @@ func (m *Machine) Args() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.Kernel == "" {
+	switch {
+	case m.Firmware != nil:
+		if err := m.checkFirmware(); err != nil {
+			return nil, err
+		}
+	case m.Kernel == "":
 		return nil, fmt.Errorf("qemu: no kernel")
 	}
 	accel, err := m.accelArgs(a)
@@ -177,26 +188,23 @@ func (m *Machine) Args() ([]string, error) {
 		"-add-fd", "fd=3,set=3", "-chardev", "file,id=console,path=/dev/fdset/3,append=on", "-serial", "chardev:console",
 		"-add-fd", "fd=4,set=4", "-chardev", "file,id=events,path=/dev/fdset/4,append=on")
 	args = append(args, a.eventsDevice...)
-	args = append(args, "-kernel", m.Kernel)
-	if m.Initrd != "" {
-		args = append(args, "-initrd", m.Initrd)
+	if m.Firmware != nil {
+		args = append(args, m.Firmware.args()...)
+	} else {
+		args = append(args, m.kernelArgs(a, memmap)...)
 	}
-	words := []string{
-		"console=" + a.console,
-		// Each line shows its time, and whether the kernel or a program wrote
-		// it: the parser of the console builds on both.
-		"printk.time=1", "console_msg_format=syslog",
-		// Without it the kernel drops lines that a program writes quickly.
-		"printk.devkmsg=on",
-		"vmtest.events=" + a.events,
-	}
-	words = append(words, a.words...)
-	words = append(words, memmap...)
-	words = append(words, m.Append...)
-	args = append(args, "-append", strings.Join(words, " "))
 	args = append(args, pmem...)
 	args = append(args, drives...)
 	return append(args, m.Extra...), nil
+}
+
+// kernelArgs hand the guest its kernel without a boot loader.
+func (m *Machine) kernelArgs(a arch, memmap []string) []string {
+	args := []string{"-kernel", m.Kernel}
+	if m.Initrd != "" {
+		args = append(args, "-initrd", m.Initrd)
+	}
+	return append(args, "-append", strings.Join(slices.Concat(a.consoleWords(), memmap, m.Append), " "))
 }
 
 func (m *Machine) memoryMiB() int {

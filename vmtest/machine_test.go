@@ -75,6 +75,10 @@ func TestArgs(t *testing.T) {
 				" -drive if=none,id=drive2,file=c,format=raw -device ide-hd,bus=ahci.1,drive=drive2,serial=s" +
 				" -device qemu-xhci,id=xhci -drive if=none,id=drive3,file=d,format=raw -device usb-storage,bus=xhci.0,drive=drive3" +
 				" -device sdhci-pci -drive if=none,id=drive4,file=e,format=raw -device sd-card,drive=drive4"},
+		{"firmware", Machine{Accel: TCG, Firmware: &Firmware{Code: "C,", Vars: "V"}, Drives: []Drive{{Path: "a", Snapshot: true}}},
+			base + tcg + small + strings.TrimSuffix(ports, " -kernel K") +
+				" -drive if=pflash,format=raw,unit=0,readonly=on,file=C,, -drive if=pflash,format=raw,unit=1,file=V" +
+				" -drive if=none,id=drive0,file=a,format=raw,snapshot=on -device virtio-blk-pci,drive=drive0"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			test.m.Kernel = "K"
@@ -119,6 +123,10 @@ func TestArgsErrors(t *testing.T) {
 		{drive(Drive{Serial: "123456789012345678901"}), "longer than 20"},
 		{Machine{Drives: []Drive{{Bus: SDHCI}, {Bus: SDHCI}}}, "more than one SD card"},
 		{Machine{Drives: make([]Drive, 7)}, ""},
+		{Machine{Firmware: &Firmware{Code: "C"}}, "without code or variables"},
+		{Machine{Firmware: &Firmware{Code: "C", Vars: "V"}}, "without a disk"},
+		{Machine{Firmware: &Firmware{Code: "C", Vars: "V"}, Append: []string{"x"}}, "from the disk"},
+		{Machine{Firmware: &Firmware{Code: "C", Vars: "V"}, Drives: make([]Drive, 1), Pmem: []Pmem{{Path: odd}}}, "does not pass memmap="},
 		{Machine{Drives: []Drive{{Bus: AHCI}, {Bus: AHCI}, {Bus: AHCI}, {Bus: AHCI}, {Bus: AHCI}, {Bus: AHCI}, {Bus: AHCI}}}, "more than 6 AHCI"},
 	} {
 		test.m.Kernel = "K"

@@ -83,7 +83,7 @@ func Run(ctx context.Context, m Machine) (result *Result, err error) {
 	}
 	args, err := m.prepare(logs.dir)
 	if err != nil {
-		return nil, errors.Join(err, logs.close(), logs.remove())
+		return nil, errors.Join(err, m.removeCopies(logs.dir), logs.close(), logs.remove())
 	}
 	command := shellQuote(append([]string{binary}, args...)) + "\n"
 	if err := os.WriteFile(filepath.Join(logs.dir, argsLog), []byte(command), 0o666); err != nil {
@@ -93,11 +93,8 @@ func Run(ctx context.Context, m Machine) (result *Result, err error) {
 	b := &boot{machine: &m, result: r, logs: logs}
 	b.console.times = r.Times
 	bootErr := b.run(ctx, binary, args)
-	for i := range m.Pmem {
-		// Large, and a copy of what the caller has.
-		if err := os.Remove(pmemCopy(logs.dir, i)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return r, fmt.Errorf("log folder: %w", err)
-		}
+	if err := m.removeCopies(logs.dir); err != nil {
+		return r, err
 	}
 	r.LogDir = logs.dir
 	if err := logs.close(); err != nil && bootErr == nil {
@@ -116,9 +113,14 @@ func Run(ctx context.Context, m Machine) (result *Result, err error) {
 	return r, nil
 }
 
-// prepare gives the arguments, after making lengthened copies in dir of the
-// virtio-pmem images that need it.
+// prepare gives the arguments, after making in dir a copy of the firmware's
+// variables, and lengthened copies of the virtio-pmem images that need it.
 func (m *Machine) prepare(dir string) ([]string, error) {
+	if m.Firmware != nil {
+		if err := m.copyVars(dir); err != nil {
+			return nil, err
+		}
+	}
 	pmem := append([]Pmem(nil), m.Pmem...)
 	for i, p := range pmem {
 		if !p.Virtio {
@@ -137,6 +139,21 @@ func (m *Machine) prepare(dir string) ([]string, error) {
 	}
 	m.Pmem = pmem
 	return m.Args()
+}
+
+// removeCopies removes what prepare made: large, and copies of what the caller
+// has.
+func (m *Machine) removeCopies(dir string) error {
+	copies := []string{varsCopy(dir)}
+	for i := range m.Pmem {
+		copies = append(copies, pmemCopy(dir, i))
+	}
+	for _, path := range copies {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("log folder: %w", err)
+		}
+	}
+	return nil
 }
 
 func pmemCopy(dir string, i int) string { return filepath.Join(dir, fmt.Sprintf("pmem%d.img", i)) }

@@ -16,9 +16,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"initoverlayfs/builder"
+	"initoverlayfs/disk"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/vmtest"
-	"initoverlayfs/vmtest/disk"
 )
 
 // plainBackend boots an unchanged initramfs, to compare with.
@@ -96,7 +96,7 @@ type bootJSON struct {
 }
 
 func (a *app) boot(ctx context.Context, f *bootFlags) error {
-	m, backend, cleanup, err := f.machine()
+	m, backend, cleanup, err := f.machine(ctx)
 	if cleanup != nil {
 		defer cleanup()
 	}
@@ -183,7 +183,7 @@ func (a *app) printBoot(doc bootJSON, withRoot bool) error {
 
 // machine gives the guest that the flags ask for, and what to call, if not nil,
 // when it is no longer needed.
-func (f *bootFlags) machine() (m vmtest.Machine, backend string, cleanup func(), err error) {
+func (f *bootFlags) machine(ctx context.Context) (m vmtest.Machine, backend string, cleanup func(), err error) {
 	m = vmtest.Machine{
 		Arch: f.arch, QEMU: f.qemu, Kernel: f.kernel, MemoryMiB: f.memoryMiB, CPUs: f.cpus,
 		ICount: f.icount, Timeout: f.timeout, Keep: f.keep,
@@ -206,7 +206,7 @@ func (f *bootFlags) machine() (m vmtest.Machine, backend string, cleanup func(),
 		m.Initrd = f.initramfs
 		f.attachGivenBootDisk(&m)
 	} else {
-		if backend, cleanup, err = f.attachBuild(&m); err != nil {
+		if backend, cleanup, err = f.attachBuild(ctx, &m); err != nil {
 			return m, backend, cleanup, err
 		}
 		m.Expect = append(m.Expect, vmtest.HandedOver)
@@ -233,7 +233,7 @@ func (f *bootFlags) machine() (m vmtest.Machine, backend string, cleanup func(),
 
 // attachBuild gives the guest the mini-initramfs of the build and its image, as
 // the backend needs it.
-func (f *bootFlags) attachBuild(m *vmtest.Machine) (backend string, cleanup func(), err error) {
+func (f *bootFlags) attachBuild(ctx context.Context, m *vmtest.Machine) (backend string, cleanup func(), err error) {
 	manifest, err := f.readManifest()
 	if err != nil {
 		return "", nil, err
@@ -275,7 +275,7 @@ func (f *bootFlags) attachBuild(m *vmtest.Machine) (backend string, cleanup func
 	case bootconf.Pmem, bootconf.PmemDAX:
 		return backend, nil, f.attachPmem(m, image)
 	default:
-		cleanup, err = f.attachBootDisk(m, first, config, image)
+		cleanup, err = f.attachBootDisk(ctx, m, first, config, image)
 		return backend, cleanup, err
 	}
 }
@@ -332,7 +332,7 @@ func (f *bootFlags) attachPmem(m *vmtest.Machine, image string) error {
 // attachBootDisk makes a disk whose only partition is the image, or a boot
 // filesystem that holds it, under the tag of the configuration or one that is
 // then passed.
-func (f *bootFlags) attachBootDisk(m *vmtest.Machine, backend bootconf.Backend, config bootconf.Config, image string) (cleanup func(), err error) {
+func (f *bootFlags) attachBootDisk(ctx context.Context, m *vmtest.Machine, backend bootconf.Backend, config bootconf.Config, image string) (cleanup func(), err error) {
 	part := disk.Partition{Label: "initoverlayfs"}
 	if backend.OnBootfs() {
 		part.FS = firstOf(f.bootfsType, config.BootfsType, "ext4")
@@ -361,7 +361,7 @@ func (f *bootFlags) attachBootDisk(m *vmtest.Machine, backend bootconf.Backend, 
 	}
 	cleanup = func() { _ = os.RemoveAll(dir) }
 	path := filepath.Join(dir, "boot.img")
-	parts, err := disk.Create(path, disk.Spec{Partitions: []disk.Partition{part}})
+	parts, err := disk.Create(ctx, path, disk.Spec{Partitions: []disk.Partition{part}})
 	if err != nil {
 		return cleanup, err
 	}

@@ -8,9 +8,9 @@ import (
 	"testing"
 
 	"initoverlayfs/builder"
+	"initoverlayfs/disk"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/vmtest"
-	"initoverlayfs/vmtest/disk"
 )
 
 // putInBlobs makes a build put its data into blobs. The first of two is that of

@@ -3,9 +3,9 @@ package boots
 import (
 	"testing"
 
+	"initoverlayfs/disk"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/vmtest"
-	"initoverlayfs/vmtest/disk"
 )
 
 // The identities of the boot filesystem in TestBootfs.

@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"initoverlayfs/builder/kmod"
+	"initoverlayfs/disk"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/cpio"
 	"initoverlayfs/vmtest"
-	"initoverlayfs/vmtest/disk"
 	"initoverlayfs/vmtest/fixtures"
 )
 

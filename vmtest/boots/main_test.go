@@ -18,11 +18,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"initoverlayfs/builder"
+	"initoverlayfs/disk"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/compress"
 	"initoverlayfs/initrd/cpio"
 	"initoverlayfs/vmtest"
-	"initoverlayfs/vmtest/disk"
 	"initoverlayfs/vmtest/fixtures"
 	"initoverlayfs/vmtest/vmlinux"
 )
@@ -274,7 +274,7 @@ func (b *build) machine(tb testing.TB, words ...string) vmtest.Machine {
 func bootDisk(tb testing.TB, parts ...disk.Partition) string {
 	tb.Helper()
 	path := filepath.Join(tb.TempDir(), "disk.img")
-	if _, err := disk.Create(path, disk.Spec{Partitions: parts}); err != nil {
+	if _, err := disk.Create(tb.Context(), path, disk.Spec{Partitions: parts}); err != nil {
 		tb.Fatal(err)
 	}
 	return path

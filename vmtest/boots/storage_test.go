@@ -7,9 +7,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"initoverlayfs/disk"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/vmtest"
-	"initoverlayfs/vmtest/disk"
 )
 
 // hardware is how a guest reaches a disk: the driver set that serves it, and
@@ -29,7 +29,7 @@ const cardSize = 32 << 20
 func (b *build) card(tb testing.TB) string {
 	tb.Helper()
 	path := filepath.Join(tb.TempDir(), "disk.img")
-	if _, err := disk.Create(path, disk.Spec{Size: cardSize, Partitions: []disk.Partition{b.imagePartition()}}); err != nil {
+	if _, err := disk.Create(tb.Context(), path, disk.Spec{Size: cardSize, Partitions: []disk.Partition{b.imagePartition()}}); err != nil {
 		tb.Fatal(err)
 	}
 	return path

@@ -9,9 +9,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"initoverlayfs/disk"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/vmtest"
-	"initoverlayfs/vmtest/disk"
 )
 
 // The programs that the builder replaces in the tree.
@@ -51,7 +51,7 @@ func TestSwitchRoot(t *testing.T) {
 				b.attach(t, &m, bootconf.Loop)
 				if root != "tmpfs" {
 					path := filepath.Join(t.TempDir(), "root.img")
-					if _, err := disk.Format(path, disk.Partition{FS: root}); err != nil {
+					if _, err := disk.Format(t.Context(), path, disk.Partition{FS: root}); err != nil {
 						t.Fatal(err)
 					}
 					m.Append = append(m.Append, "vmtest.root=/dev/vdb:"+root)

@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"initoverlayfs/builder/kmod"
+	"initoverlayfs/disk"
 	"initoverlayfs/initrd/cpio"
 	"initoverlayfs/vmtest"
-	"initoverlayfs/vmtest/disk"
 	"initoverlayfs/vmtest/fixtures"
 	"initoverlayfs/vmtest/vmlinux"
 )
@@ -57,7 +57,7 @@ func boot(t *testing.T, kernel string, images []checked) map[string]vmtest.Image
 	var parts []disk.Partition
 	flush := func() {
 		path := filepath.Join(t.TempDir(), fmt.Sprintf("disk%d", len(m.Drives)))
-		if _, err := disk.Create(path, disk.Spec{Partitions: parts}); err != nil {
+		if _, err := disk.Create(t.Context(), path, disk.Spec{Partitions: parts}); err != nil {
 			t.Fatal(err)
 		}
 		m.Drives = append(m.Drives, vmtest.Drive{Path: path, ReadOnly: true})

@@ -11,9 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	"initoverlayfs/disk"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/vmtest"
-	"initoverlayfs/vmtest/disk"
 	"initoverlayfs/vmtest/fixtures"
 )
 
@@ -120,7 +120,7 @@ func (m machine) plain(t *testing.T, kernel fixtures.Kernel, initramfs string) d
 	args := []string{"--backend", "plain", "--initramfs", initramfs, "--rootdisk", fixtures.Path(t, rootDisk)}
 	if m.bootDisk {
 		idle := filepath.Join(t.TempDir(), "idle.img")
-		_, err := disk.Create(idle, disk.Spec{Partitions: []disk.Partition{{Label: "idle", FS: "ext4", Size: 64 << 20}}})
+		_, err := disk.Create(t.Context(), idle, disk.Spec{Partitions: []disk.Partition{{Label: "idle", FS: "ext4", Size: 64 << 20}}})
 		if err != nil {
 			t.Fatal(err)
 		}

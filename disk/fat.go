@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/filesystem/fat32"
@@ -34,24 +35,36 @@ const (
 
 	dirEntrySize   = 32
 	dirAttributes  = 11
+	dirCreateTenth = 13
+	dirCreateTime  = 14
+	dirCreateDate  = 16
+	dirAccessDate  = 18
 	dirClusterHigh = 20
+	dirWriteTime   = 22
+	dirWriteDate   = 24
 	dirClusterLow  = 26
+	dirDeleted     = 0xe5
 	attrDirectory  = 0x10
-	attrVolume     = 0x08 // also set in the parts of a long name
+	attrVolume     = 0x08
+	attrLongName   = 0x0f // of the parts of a long name
 
 	clusterMask = 0x0fffffff
 	clusterEnd  = 0x0ffffff8
 )
 
+// copyBytes is how much is written into a FAT at a time: go-diskfs writes the
+// whole allocation table after each piece.
+const copyBytes = 16 * mib
+
 // formatFAT writes a FAT32. A size whose allocation table go-diskfs makes too
 // small for its clusters is raised.
-func (p *Partition) formatFAT(out string) error {
+func (m *maker) formatFAT(p *Partition, out string) error {
 	id, err := strconv.ParseUint(strings.ReplaceAll(p.FSUUID, "-", ""), 16, 32)
 	if err != nil || len(p.FSUUID) != len("XXXX-XXXX") {
 		return fmt.Errorf("serial number %q is not XXXX-XXXX", p.FSUUID)
 	}
 	for tries := 0; ; tries++ {
-		err := p.tryFAT(out, uint32(id))
+		err := m.tryFAT(p, out, uint32(id))
 		if !errors.Is(err, errFATTooSmall) || tries == 16 {
 			return err
 		}
@@ -64,7 +77,7 @@ func (p *Partition) formatFAT(out string) error {
 
 var errFATTooSmall = errors.New("allocation table smaller than the clusters need")
 
-func (p *Partition) tryFAT(out string, id uint32) (err error) {
+func (m *maker) tryFAT(p *Partition, out string, id uint32) (err error) {
 	storage, err := file.CreateFromPath(out, p.Size)
 	if err != nil {
 		return err
@@ -82,7 +95,7 @@ func (p *Partition) tryFAT(out string, id uint32) (err error) {
 			}
 			made[dir] = true
 		}
-		if err := p.writeFAT(fs, name); err != nil {
+		if err := m.writeFAT(fs, name, p.Files[name]); err != nil {
 			return fmt.Errorf("file %s: %w", name, err)
 		}
 	}
@@ -90,11 +103,11 @@ func (p *Partition) tryFAT(out string, id uint32) (err error) {
 	if err != nil {
 		return err
 	}
-	return amendFAT(w, id)
+	return amendFAT(w, id, m.epoch)
 }
 
-func (p *Partition) writeFAT(fs *fat32.FileSystem, name string) (err error) {
-	in, err := os.Open(p.Files[name])
+func (m *maker) writeFAT(fs *fat32.FileSystem, name, from string) (err error) {
+	in, err := os.Open(from)
 	if err != nil {
 		return err
 	}
@@ -104,17 +117,23 @@ func (p *Partition) writeFAT(fs *fat32.FileSystem, name string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	_, err = io.Copy(f, in)
+	// Neither side may choose the size of the pieces.
+	to, buf := struct{ io.Writer }{f}, make([]byte, copyBytes)
+	for err == nil {
+		if err = m.ctx.Err(); err == nil {
+			var n int64
+			if n, err = io.CopyBuffer(to, io.LimitReader(in, copyBytes), buf); n == 0 {
+				break
+			}
+		}
+	}
 	return err
 }
 
-// amendFAT sets the serial number and mends what go-diskfs leaves wrong: the
-// count of free clusters is not there, and a folder in the root names, where
-// it should name none, the root's cluster as its parent.
-func amendFAT(f interface {
-	io.ReaderAt
-	io.WriterAt
-}, id uint32) error {
+// amendFAT sets the serial number and all times, and mends what go-diskfs
+// leaves wrong: the count of free clusters is not there, and a folder in the
+// root names, where it should name none, the root's cluster as its parent.
+func amendFAT(f readerWriterAt, id uint32, epoch int64) error {
 	le := binary.LittleEndian
 	boot := make([]byte, sector)
 	if _, err := f.ReadAt(boot, 0); err != nil {
@@ -166,33 +185,90 @@ func amendFAT(f interface {
 		}
 	}
 
-	offset := func(cluster int64) int64 { return (data + (cluster-first)*perCluster) * sector }
-	buf := make([]byte, perCluster*sector)
-	c := int64(le.Uint32(boot[bpbRootCluster:]))
-	for steps := int64(0); c >= first && c < clusterEnd && steps <= clusters; steps++ {
-		if c >= clusters+first {
-			return fmt.Errorf("root folder: cluster %d of %d", c, clusters)
+	w := fatWalk{
+		f: f, root: int64(le.Uint32(boot[bpbRootCluster:])),
+		clusterBytes: perCluster * sector, data: data * sector, end: clusters + first, entry: entry,
+	}
+	w.date, w.time = fatTime(epoch)
+	return w.folder(w.root, 0)
+}
+
+type readerWriterAt interface {
+	io.ReaderAt
+	io.WriterAt
+}
+
+// fatTime gives an epoch as a FAT has dates and times; it begins with 1980.
+func fatTime(epoch int64) (date, clock uint16) {
+	t := time.Unix(epoch, 0).UTC()
+	if t.Year() < 1980 {
+		t = time.Date(1980, 1, 1, 0, 0, 0, 0, time.UTC)
+	}
+	return uint16((t.Year()-1980)<<9 | int(t.Month())<<5 | t.Day()),
+		uint16(t.Hour()<<11 | t.Minute()<<5 | t.Second()/2)
+}
+
+// fatWalk visits all folders.
+type fatWalk struct {
+	f                  readerWriterAt
+	root               int64 // cluster
+	clusterBytes, data int64 // bytes; offset of the first cluster
+	end                int64 // number behind the last cluster
+	entry              func(cluster int64) int64
+	date, time         uint16
+}
+
+const fatMostDepth = 64
+
+func (w *fatWalk) folder(c int64, depth int) error {
+	le := binary.LittleEndian
+	if depth > fatMostDepth {
+		return errors.New("folders: too deep")
+	}
+	buf := make([]byte, w.clusterBytes)
+	for steps := int64(0); c < clusterEnd && steps <= w.end; steps++ {
+		if c < 2 || c >= w.end {
+			return fmt.Errorf("folder: cluster %d of %d", c, w.end)
 		}
-		if _, err := f.ReadAt(buf, offset(c)); err != nil {
-			return fmt.Errorf("root folder: %w", err)
+		at := w.data + (c-2)*w.clusterBytes
+		if _, err := w.f.ReadAt(buf, at); err != nil {
+			return fmt.Errorf("folder: %w", err)
 		}
+		var below []int64
 		for e := buf; len(e) >= dirEntrySize && e[0] != 0; e = e[dirEntrySize:] {
+			if e[0] == dirDeleted || e[dirAttributes] == attrLongName {
+				continue
+			}
+			e[dirCreateTenth] = 0
+			le.PutUint16(e[dirCreateTime:], w.time)
+			le.PutUint16(e[dirWriteTime:], w.time)
+			for _, field := range []int{dirCreateDate, dirAccessDate, dirWriteDate} {
+				le.PutUint16(e[field:], w.date)
+			}
 			if e[dirAttributes]&(attrDirectory|attrVolume) != attrDirectory {
 				continue
 			}
 			child := int64(le.Uint16(e[dirClusterHigh:]))<<16 | int64(le.Uint16(e[dirClusterLow:]))
-			if child < first || child >= clusters+first {
-				continue
-			}
-			// The second entry of a folder is "..".
-			parent := offset(child) + dirEntrySize
-			for _, field := range []int64{dirClusterHigh, dirClusterLow} {
-				if _, err := f.WriteAt([]byte{0, 0}, parent+field); err != nil {
-					return fmt.Errorf("folder: %w", err)
+			switch string(e[:11]) {
+			case ".          ":
+			case "..         ":
+				if child == w.root {
+					le.PutUint16(e[dirClusterHigh:], 0)
+					le.PutUint16(e[dirClusterLow:], 0)
 				}
+			default:
+				below = append(below, child)
 			}
 		}
-		c = entry(c)
+		if _, err := w.f.WriteAt(buf, at); err != nil {
+			return fmt.Errorf("folder: %w", err)
+		}
+		for _, child := range below {
+			if err := w.folder(child, depth+1); err != nil {
+				return err
+			}
+		}
+		c = w.entry(c)
 	}
 	return nil
 }

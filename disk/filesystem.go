@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -24,23 +25,27 @@ var smallest = map[string]int64{
 	"vfat":  33 * mib, // below it has too few clusters to be a FAT32
 }
 
-// format writes the filesystem into a new file and sets p.Size.
-func (p *Partition) format(out, work string) error {
+// planFS sets p.Size and gives what writes the filesystem. scratch is the name
+// of a file that it may make. ext4 is made in its place, the others beside.
+func (m *maker) planFS(p *Partition, scratch string) (filler, error) {
 	least, ok := smallest[p.FS]
 	if !ok {
-		return fmt.Errorf("unknown filesystem")
+		return nil, fmt.Errorf("unknown filesystem")
+	}
+	if p.Tree != "" {
+		return m.planTree(p, least, scratch)
 	}
 	var total int64
 	for name, host := range p.Files {
 		if !path.IsAbs(name) || path.Clean(name) != name || name == "/" {
-			return fmt.Errorf("file %q: not a clean absolute path", name)
+			return nil, fmt.Errorf("file %q: not a clean absolute path", name)
 		}
 		info, err := os.Stat(host)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if !info.Mode().IsRegular() {
-			return fmt.Errorf("file %s: not a regular file", host)
+			return nil, fmt.Errorf("file %s: not a regular file", host)
 		}
 		total += roundUp(info.Size())
 	}
@@ -48,57 +53,100 @@ func (p *Partition) format(out, work string) error {
 		p.Size = max(least, total+total/8+16*mib)
 	}
 	if p.Size < least {
-		return fmt.Errorf("size %d is below %d", p.Size, least)
+		return nil, fmt.Errorf("size %d is below %d", p.Size, least)
+	}
+	if p.Size < total/mib*mib {
+		return nil, fmt.Errorf("size %d is below the %d of its files", p.Size, total)
 	}
 	p.Size = roundUp(p.Size)
-	if p.FS == "vfat" {
-		return p.formatFAT(out)
-	}
-	if err := createSparse(out, p.Size); err != nil {
-		return err
-	}
+	var err error
 	switch p.FS {
 	case "ext4":
 		// go-diskfs's ext4 does not pass e2fsck at the sizes of a boot
 		// partition.
-		tree, err := p.stage(work)
-		if err != nil {
-			return err
-		}
-		return p.mkfs("mke2fs", "-q", "-F", "-t", "ext4", "-U", p.FSUUID, "-L", p.FSLabel,
-			"-E", "root_owner=0:0,hash_seed="+p.FSUUID, "-d", tree, out)
+		return m.filesExt4, nil
+	case "vfat":
+		err = m.formatFAT(p, scratch)
 	case "btrfs":
-		tree, err := p.stage(work)
-		if err != nil {
-			return err
-		}
-		return p.mkfs("mkfs.btrfs", "-q", "-f", "-U", p.FSUUID, "-L", p.FSLabel, "--rootdir", tree, out)
+		err = m.formatBtrfs(p, scratch)
 	default:
-		proto, err := p.protofile(work)
-		if err != nil {
-			return err
-		}
-		return p.mkfs("mkfs.xfs", "-q", "-f", "-m", "uuid="+p.FSUUID, "-L", p.FSLabel, "-p", proto, out)
+		err = m.formatXFS(p, scratch)
 	}
+	if err != nil {
+		return nil, err
+	}
+	return func(disk *os.File, p *Partition) error {
+		return errors.Join(m.copySparse(disk, p.Offset, scratch), os.Remove(scratch))
+	}, nil
+}
+
+// filesExt4 writes an ext4 with the partition's files.
+func (m *maker) filesExt4(disk *os.File, p *Partition) error {
+	tree, err := m.stage(p)
+	if err != nil {
+		return err
+	}
+	if err := m.mke2fs(nil, disk, p, tree); err != nil {
+		return err
+	}
+	return errors.Join(settleExt4(disk, p.Offset, true), os.RemoveAll(tree))
+}
+
+// mke2fs makes an ext4 with a folder's content in its place in the disk.
+func (m *maker) mke2fs(wrapper []string, disk *os.File, p *Partition, tree string, options ...string) error {
+	args := slices.Concat(options, []string{
+		"-q", "-F", "-t", "ext4", "-U", p.FSUUID, "-L", p.FSLabel,
+		// What the file has no data for reads as zeros. To discard would reach
+		// beyond the partition if a version forgot the offset.
+		"-E", fmt.Sprintf("nodiscard,lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0,hash_seed=%s,offset=%d", p.FSUUID, p.Offset),
+		"-d", tree, disk.Name(), strconv.FormatInt(p.Size>>10, 10) + "k",
+	})
+	return m.run(wrapper, "mke2fs", args...)
+}
+
+func (m *maker) formatBtrfs(p *Partition, out string) error {
+	tree, err := m.stage(p)
+	if err != nil {
+		return err
+	}
+	if err := createSparse(out, p.Size); err != nil {
+		return err
+	}
+	return errors.Join(
+		m.run(nil, "mkfs.btrfs", "-q", "-f", "-U", p.FSUUID, "-L", p.FSLabel, "--rootdir", tree, out),
+		os.RemoveAll(tree))
+}
+
+func (m *maker) formatXFS(p *Partition, out string) error {
+	proto, err := m.protofile(p)
+	if err != nil {
+		return err
+	}
+	if err := createSparse(out, p.Size); err != nil {
+		return err
+	}
+	return m.run(nil, "mkfs.xfs", "-q", "-f", "-m", "uuid="+p.FSUUID, "-L", p.FSLabel, "-p", proto, out)
 }
 
 func createSparse(name string, size int64) error {
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o666)
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_RDWR, privateMode)
 	if err != nil {
 		return err
 	}
 	return errors.Join(f.Truncate(size), f.Close())
 }
 
-// mkfs runs a formatter.
-func (p *Partition) mkfs(name string, args ...string) error {
+// run runs a program, under a wrapper if there is one.
+func (m *maker) run(wrapper []string, name string, args ...string) error {
 	binary, err := tool(name)
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(binary, args...)
+	words := slices.Concat(wrapper, []string{binary}, args)
+	cmd := exec.CommandContext(m.ctx, words[0], words[1:]...)
 	// e2fsprogs take the time of what they write from here.
-	cmd.Env = append(os.Environ(), "E2FSPROGS_FAKE_TIME=1", "SOURCE_DATE_EPOCH=1")
+	epoch := strconv.FormatInt(m.epoch, 10)
+	cmd.Env = append(os.Environ(), "E2FSPROGS_FAKE_TIME="+epoch, "SOURCE_DATE_EPOCH="+epoch, "LC_ALL=C")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", name, err, bytes.TrimSpace(out))
 	}
@@ -120,15 +168,14 @@ func tool(name string) (string, error) {
 }
 
 // stage makes a folder with the files, for formatters that copy one.
-func (p *Partition) stage(work string) (string, error) {
-	tree, err := os.MkdirTemp(work, "tree-")
+func (m *maker) stage(p *Partition) (string, error) {
+	tree, err := os.MkdirTemp(m.work, "tree-")
 	if err != nil {
 		return "", err
 	}
 	if err := os.Chmod(tree, 0o755); err != nil {
 		return "", err
 	}
-	epoch := time.Unix(1, 0)
 	for _, name := range slices.Sorted(maps.Keys(p.Files)) {
 		to := filepath.Join(tree, name)
 		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
@@ -137,16 +184,15 @@ func (p *Partition) stage(work string) (string, error) {
 		if err := copyFile(to, p.Files[name]); err != nil {
 			return "", err
 		}
-		for ; ; to = filepath.Dir(to) {
-			if err := os.Chtimes(to, epoch, epoch); err != nil {
-				return "", err
-			}
-			if to == tree {
-				break
-			}
-		}
 	}
-	return tree, nil
+	epoch := time.Unix(m.epoch, 0)
+	err = filepath.WalkDir(tree, func(path string, _ os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Chtimes(path, epoch, epoch)
+	})
+	return tree, err
 }
 
 func copyFile(to, from string) (err error) {
@@ -165,7 +211,7 @@ func copyFile(to, from string) (err error) {
 }
 
 // protofile writes the list of files that mkfs.xfs(8) reads.
-func (p *Partition) protofile(work string) (string, error) {
+func (m *maker) protofile(p *Partition) (string, error) {
 	root := &protoDir{}
 	for _, name := range slices.Sorted(maps.Keys(p.Files)) {
 		host, err := filepath.Abs(p.Files[name])
@@ -187,7 +233,7 @@ func (p *Partition) protofile(work string) (string, error) {
 	var b strings.Builder
 	b.WriteString("/\n0 0\nd--755 0 0\n")
 	root.write(&b)
-	name := filepath.Join(work, "proto-"+filepath.Base(p.FSUUID))
+	name := filepath.Join(m.work, "proto-"+filepath.Base(p.FSUUID))
 	return name, os.WriteFile(name, []byte(b.String()), 0o666)
 }
 

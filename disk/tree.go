@@ -1,0 +1,164 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+)
+
+// HintedError is an error against which the user can do something.
+type HintedError struct {
+	Err  error
+	hint string
+}
+
+// Error gives the text of Err.
+func (e *HintedError) Error() string { return e.Err.Error() }
+
+// Unwrap gives Err.
+func (e *HintedError) Unwrap() error { return e.Err }
+
+// Hint says what to do, in a form that can follow "hint: ".
+func (e *HintedError) Hint() string { return e.hint }
+
+// CheckTree makes sure that a tree is there and that the programs are that it
+// takes to copy it.
+func CheckTree(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	need := []struct{ name, hint string }{{"mke2fs", "install e2fsprogs"}}
+	switch {
+	case info.IsDir():
+	case info.Mode().IsRegular():
+		need = append(need, struct{ name, hint string }{"tar", "install tar"})
+		if !actsAsRoot() {
+			need = append(need, struct{ name, hint string }{
+				"fakeroot", "install fakeroot, or run as root: a tar's owners and device nodes need one of them",
+			})
+		}
+	default:
+		return fmt.Errorf("%s is neither a directory nor a tar archive", path)
+	}
+	for _, n := range need {
+		if _, err := tool(n.name); err != nil {
+			return &HintedError{err, n.hint}
+		}
+	}
+	return nil
+}
+
+// actsAsRoot reports whether programs that are run can make device nodes, or
+// believe so.
+func actsAsRoot() bool { return os.Geteuid() == 0 || os.Getenv("FAKEROOTKEY") != "" }
+
+// treeSize is what a directory takes in a filesystem of 4096-byte blocks.
+type treeSize struct{ bytes, inodes int64 }
+
+const treeBlock = 4096
+
+func measure(dir string) (treeSize, error) {
+	var size treeSize
+	type inode struct{ dev, ino uint64 }
+	linked := map[inode]bool{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 && !d.IsDir() {
+			id := inode{st.Dev, st.Ino}
+			if linked[id] {
+				return nil
+			}
+			linked[id] = true
+		}
+		size.inodes++
+		if d.IsDir() || info.Mode().IsRegular() {
+			size.bytes += (max(info.Size(), 1) + treeBlock - 1) / treeBlock * treeBlock
+		}
+		return nil
+	})
+	return size, err
+}
+
+// planTree sets the size of a filesystem that gets a whole tree.
+func (m *maker) planTree(p *Partition, least int64, scratch string) (filler, error) {
+	if p.FS != "ext4" || len(p.Files) > 0 {
+		return nil, errors.New("a tree needs an ext4 of its own")
+	}
+	if err := CheckTree(p.Tree); err != nil {
+		return nil, err
+	}
+	dir, wrapper, err := m.openTree(p.Tree, scratch)
+	if err != nil {
+		return nil, err
+	}
+	size, err := measure(dir)
+	if errors.Is(err, fs.ErrPermission) {
+		err = &HintedError{err, "run as root"}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if p.Size == 0 {
+		// The journal and the tables take some, and a system needs room to work.
+		p.Size = max(size.bytes*5/4+size.inodes*512+64*mib, 256*mib)
+	}
+	p.Size = roundUp(max(p.Size, least))
+	if p.Size < size.bytes {
+		return nil, fmt.Errorf("size %d is below the %d of %s", p.Size, size.bytes, p.Tree)
+	}
+	inodes := max(p.Size/16384, size.inodes*3/2+1024)
+	return func(disk *os.File, p *Partition) error {
+		err := m.mke2fs(wrapper, disk, p, dir, "-b", strconv.Itoa(treeBlock), "-N", strconv.FormatInt(inodes, 10))
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.Tree, err)
+		}
+		if dir != p.Tree {
+			if err := os.RemoveAll(scratch); err != nil {
+				return err
+			}
+		}
+		return settleExt4(disk, p.Offset, false)
+	}, nil
+}
+
+// openTree gives a directory with the tree, and what mke2fs must run under to
+// see its owners and device nodes. mke2fs reads tar archives by itself since
+// 1.47.1, if it was built so; unpacking works with every version.
+func (m *maker) openTree(path, scratch string) (dir string, wrapper []string, err error) {
+	info, err := os.Stat(path)
+	if err != nil || info.IsDir() {
+		return path, nil, err
+	}
+	if err := os.Mkdir(scratch, 0o700); err != nil {
+		return "", nil, err
+	}
+	dir = filepath.Join(scratch, "tree")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return "", nil, err
+	}
+	args := []string{
+		"-C", dir, "--force-local", "--numeric-owner", "--same-owner", "--delay-directory-restore",
+		"--xattrs", "--xattrs-include=*", "-xpf", path,
+	}
+	if actsAsRoot() {
+		return dir, nil, m.run(nil, "tar", args...)
+	}
+	fakeroot, err := exec.LookPath("fakeroot")
+	if err != nil {
+		return "", nil, err
+	}
+	state := filepath.Join(scratch, "fakeroot")
+	return dir, []string{fakeroot, "-i", state, "--"}, m.run([]string{fakeroot, "-s", state, "--"}, "tar", args...)
+}
