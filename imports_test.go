@@ -41,6 +41,7 @@ var floorPlan = []rule{
 	{folder: "builder", inside: []string{"initrd"}, outside: []string{anything}, never: []string{"storageinit"}},
 	{folder: "storageinit", inside: []string{"initrd/bootconf"}, outside: []string{"golang.org/x/sys/unix"}, never: []string{"builder"}},
 	{folder: "dracut"},
+	{folder: "packaging"},
 	{folder: "initrd/bootconf", formats: true},
 	{folder: "initrd/compress", outside: []string{anything}, formats: true},
 	{folder: "initrd/cpio", inside: []string{"initrd/compress"}, formats: true},
