@@ -104,6 +104,9 @@ func linked(packages []string) (map[string]string, error) {
 
 var holder = regexp.MustCompile(`(?m)^[^\w\n]*Copyright.*\d{4}.*$`)
 
+// apacheText is the license from its title to its end.
+var apacheText = regexp.MustCompile(`(?s) *Apache License\s+Version 2\.0, January 2004.*?END OF TERMS AND CONDITIONS`)
+
 // stanza writes what a module says of itself.
 func stanza(out io.Writer, name, folder string) error {
 	text, notice, err := read(folder)
@@ -126,7 +129,7 @@ func stanza(out io.Writer, name, folder string) error {
 	}
 	fmt.Fprintf(out, "Files: %s/*\nCopyright: %s\nLicense: %s\n", name, strings.Join(holders, "\n "), license)
 	if license != "Apache-2.0" {
-		fmt.Fprint(out, indented(text))
+		fmt.Fprint(out, indented(apacheText.ReplaceAllString(text, "(The Apache License, Version 2.0: see the end of this file.)")))
 	}
 	if notice != "" {
 		fmt.Fprintf(out, "Comment: its notice:\n%s", indented(notice))

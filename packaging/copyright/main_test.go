@@ -72,6 +72,17 @@ func TestStanza(t *testing.T) {
 	if out.String() != want {
 		t.Errorf("stanza gave %q, want %q", out.String(), want)
 	}
+	// The terms that are on every system are not repeated among others.
+	out.Reset()
+	if err := stanza(&out, "example.org/b", folder(map[string]string{
+		"LICENSE": "Permission is hereby granted, free of charge\n  Apache License\n  Version 2.0, January 2004\nlong\nEND OF TERMS AND CONDITIONS\nthe end",
+	})); err != nil {
+		t.Fatal(err)
+	}
+	if got := out.String(); strings.Contains(got, "long") || !strings.Contains(got, "Permission") ||
+		!strings.Contains(got, "License: Apache-2.0 and Expat\n") || !strings.Contains(got, " the end\n") {
+		t.Errorf("stanza gave %q", got)
+	}
 	for name, files := range map[string]map[string]string{
 		"no license":         {"README": "MIT"},
 		"an unknown license": {"LICENSE": "do what you like"},
