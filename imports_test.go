@@ -44,6 +44,7 @@ var floorPlan = []rule{
 	{folder: "storageinit", inside: []string{"initrd/bootconf"}, outside: []string{"golang.org/x/sys/unix"}, never: []string{"builder"}},
 	{folder: "bootentry"},
 	{folder: "dracut"},
+	{folder: "packaging"},
 	{folder: "initrd/bootconf", formats: true},
 	{folder: "initrd/compress", outside: []string{anything}, formats: true},
 	{folder: "initrd/cpio", inside: []string{"initrd/compress"}, formats: true},
