@@ -68,7 +68,8 @@ type installation struct {
 	warn     func(string)
 }
 
-// prepare finds the folders that a run is about.
+// prepare finds the folders that a run is about: without a kernel, those that
+// have the folders of kernels.
 func prepare(o *Options) (*installation, error) {
 	i := &installation{o: o, m: machine{o.Sysroot}, progress: o.Progress, warn: o.Warn}
 	if i.progress == nil {
@@ -80,9 +81,6 @@ func prepare(o *Options) (*installation, error) {
 	if o.Freeze == nil {
 		o.Freeze = freezer
 	}
-	if err := checkKernelVersion(o.KernelVersion); err != nil {
-		return nil, err
-	}
 	var err error
 	if i.config, err = i.m.readConfig(o.ConfigFile); err != nil {
 		return nil, err
@@ -92,7 +90,7 @@ func prepare(o *Options) (*installation, error) {
 			return nil, fmt.Errorf("%s: %w", s[0], err)
 		}
 	}
-	boot, err := i.m.bootDir(firstOf(o.BootDir, i.config.BootDir))
+	boot, err := i.m.bootDir(firstOf(o.BootDir, i.config.BootDir), o.KernelVersion)
 	if err != nil {
 		return nil, err
 	}
@@ -106,13 +104,21 @@ func prepare(o *Options) (*installation, error) {
 	return i, nil
 }
 
+// prepareKernel prepares a run that is about one kernel.
+func prepareKernel(o *Options) (*installation, error) {
+	if err := checkKernelVersion(o.KernelVersion); err != nil {
+		return nil, err
+	}
+	return prepare(o)
+}
+
 func (i *installation) statePath() string { return filepath.Join(i.dir, stateName) }
 
 // Install makes and publishes the pair of a kernel. Whatever happens on the way,
 // what was booted before is still there, and is booted until the new pair is
 // whole.
 func Install(ctx context.Context, o Options) (*Result, error) {
-	i, err := prepare(&o)
+	i, err := prepareKernel(&o)
 	if err != nil {
 		return nil, err
 	}

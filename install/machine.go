@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"initoverlayfs/bootentry"
 	"initoverlayfs/builder"
 )
 
@@ -42,9 +43,14 @@ func (m machine) name(path string) string {
 	return path
 }
 
+// bootDirs are where boot loaders' folders are mounted.
+var bootDirs = []string{"/efi", "/boot/efi", "/boot"}
+
 // bootDir gives the folder from which the boot loader reads, by the machine's
-// name of it.
-func (m machine) bootDir(named string) (string, error) {
+// name of it. Of several, such as an ESP and an extended boot partition, it is
+// the one that has what is looked for: entries of the kernel for a new pair, else
+// pairs.
+func (m machine) bootDir(named, kver string) (string, error) {
 	if named != "" {
 		if !filepath.IsAbs(named) {
 			return "", fmt.Errorf("boot folder %q is not an absolute path", named)
@@ -55,15 +61,22 @@ func (m machine) bootDir(named string) (string, error) {
 		}
 		return named, err
 	}
-	for _, dir := range []string{"/efi", "/boot/efi", "/boot"} {
-		if isDir(m.path(dir, "loader/entries")) {
-			return dir, nil
+	for _, has := range []func(dir string) bool{
+		func(dir string) bool {
+			plain, err := bootentry.PlainEntries(m.path(dir), kver)
+			return err == nil && len(plain) > 0
+		},
+		func(dir string) bool { return isDir(m.path(dir, folder, kver)) },
+		func(dir string) bool { return isDir(m.path(dir, "loader/entries")) },
+		func(dir string) bool { return dir == "/boot" && isDir(m.path(dir)) },
+	} {
+		for _, dir := range bootDirs {
+			if has(dir) {
+				return dir, nil
+			}
 		}
 	}
-	if !isDir(m.path("/boot")) {
-		return "", &builder.HintedError{Err: errors.New("there is no folder /boot"), Advice: "name the boot loader's folder with --boot-dir"}
-	}
-	return "/boot", nil
+	return "", &builder.HintedError{Err: errors.New("there is no folder " + m.path("/boot")), Advice: "name the boot loader's folder with --boot-dir"}
 }
 
 // lock keeps other calls away from a boot folder until release is called. It

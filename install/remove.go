@@ -14,7 +14,7 @@ import (
 // so that none of them names what is gone, then the files. It is an error if
 // there is nothing.
 func Remove(ctx context.Context, o Options) error {
-	i, err := prepare(&o)
+	i, err := prepareKernel(&o)
 	if err != nil {
 		return err
 	}
@@ -63,12 +63,12 @@ func Remove(ctx context.Context, o Options) error {
 
 // Kernels lists the kernels for which something is installed.
 func Kernels(o Options) ([]string, error) {
-	o.KernelVersion = "any"
+	o.KernelVersion = ""
 	i, err := prepare(&o)
 	if err != nil {
 		return nil, err
 	}
-	found, err := filepath.Glob(filepath.Join(escapeGlob(filepath.Dir(i.dir)), "*", stateName))
+	found, err := filepath.Glob(filepath.Join(escapeGlob(i.dir), "*", stateName))
 	if err != nil {
 		return nil, err
 	}

@@ -53,7 +53,7 @@ func ReadOverview(ctx context.Context, o Options) (*Overview, error) {
 		return nil, err
 	}
 	slices.Sort(kernels)
-	o.KernelVersion = "any"
+	o.KernelVersion = ""
 	i, err := prepare(&o)
 	if err != nil {
 		return nil, err
