@@ -74,7 +74,7 @@ func (e *Entry) rank(version string, tokens []string) int {
 		return 0
 	}
 	id, field := e.ID(), e.Get("version")
-	// A plus sign that ends the version looks like a counter.
+	// A version may end in what looks like a counter.
 	named := func(name string) bool { return id == name || strings.TrimSuffix(e.Name, ".conf") == name }
 	exact := slices.ContainsFunc(tokens, func(token string) bool { return named(token + "-" + version) })
 	switch {
@@ -118,6 +118,8 @@ type Plan struct {
 	// Tries are the boots that a new entry gets to prove itself where the plain
 	// entry has no counter (kernel-install's /etc/kernel/tries); 0 is no counting.
 	Tries uint32
+	// Tokens are as in PlainEntries: entries of other systems stay.
+	Tokens []string
 }
 
 // Written is what WriteBLS left behind.
@@ -150,7 +152,7 @@ func WriteBLS(p Plan) (*Written, error) {
 	for _, w := range wanted {
 		data := w.Format()
 		i := slices.IndexFunc(there, func(e *Entry) bool {
-			return strings.EqualFold(w.ID(), e.ID()) && bytes.Equal(data, e.Format())
+			return strings.EqualFold(w.ID(), e.ID()) && bytes.Equal(data, e.text)
 		})
 		if i >= 0 {
 			written.Names = append(written.Names, there[i].Name)
@@ -162,7 +164,7 @@ func WriteBLS(p Plan) (*Written, error) {
 		written.Names, written.Changed = append(written.Names, w.Name), true
 	}
 	removed, err := removeEntries(p.Boot, there, func(e *Entry, version string) bool {
-		return version == p.Version && strings.HasPrefix(e.ID(), p.Plain.ID()) && !slices.Contains(written.Names, e.Name)
+		return version == p.Version && e.belongs(p.Tokens) && !slices.Contains(written.Names, e.Name)
 	})
 	written.Changed = written.Changed || len(removed) > 0
 	return written, err

@@ -19,6 +19,7 @@ const maxEntryBytes = 1 << 20
 // their order and spelling.
 type Entry struct {
 	Name  string // of its file
+	text  []byte // as it was read
 	lines []line
 }
 
@@ -48,7 +49,7 @@ func ReadBLS(file string) (*Entry, error) {
 // ParseBLS reads an entry's text as systemd-boot does. Lines without a value are
 // left out: they say nothing, and GRUB reads nothing after one of them.
 func ParseBLS(name string, data []byte) *Entry {
-	e := &Entry{Name: name}
+	e := &Entry{Name: name, text: data}
 	for text := range bytes.FieldsFuncSeq(data, func(r rune) bool { return r == '\n' || r == '\r' }) {
 		s := strings.Trim(string(text), " \t")
 		if strings.HasPrefix(s, "#") {

@@ -188,10 +188,10 @@ func grubQuote(s string) string {
 // variables; those stay. What would not stay within one command is taken word by
 // word for what it says.
 func grubWords(args string) string {
-	words := strings.Fields(args)
 	if oneCommand(args) {
-		return strings.Join(words, " ")
+		return strings.TrimSpace(args)
 	}
+	words := strings.Fields(args)
 	for i, word := range words {
 		words[i] = grubQuote(word)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"initoverlayfs/bootentry"
 	"initoverlayfs/builder"
 	"initoverlayfs/builder/kmod/kmodtest"
 	"initoverlayfs/initrd/compress"
@@ -409,5 +410,33 @@ func TestVerify(t *testing.T) {
 	}
 	if v, err := verify(); err != nil || !v.Boots {
 		t.Errorf("as it was: %+v, %v", v, err)
+	}
+}
+
+func TestGrubKernels(t *testing.T) {
+	s := newScratch(t)
+	s.install()
+	s.source("second")
+	s.install()
+	if menu, err := GrubKernels(s.o, "/@/boot"); err != nil || len(menu) != 0 {
+		t.Errorf("with entries in files: %+v, %v; want none", menu, err)
+	}
+	if err := os.RemoveAll(filepath.Join(s.root, "boot/loader")); err != nil {
+		t.Fatal(err)
+	}
+	menu, err := GrubKernels(s.o, "/@/boot")
+	want := []bootentry.GrubKernel{{
+		Version: kver, Linux: "/@/boot/vmlinuz-" + kver, Plain: "/@/boot/initrd.img-" + kver,
+		Mini:     "/@/boot/initoverlayfs/" + kver + "/2/initramfs-" + kver + ".img",
+		Previous: "/@/boot/initoverlayfs/" + kver + "/1/initramfs-" + kver + ".img",
+	}}
+	if diff := cmp.Diff(want, menu); err != nil || diff != "" {
+		t.Errorf("%v, (-want +got):\n%s", err, diff)
+	}
+	// The warning says that nothing boots the pair.
+	s.warned = nil
+	s.install()
+	if !slices.ContainsFunc(s.warned, func(w string) bool { return strings.Contains(w, "is not booted") }) {
+		t.Errorf("without a boot loader the warnings are %q", s.warned)
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"initoverlayfs/bootentry"
 	"initoverlayfs/builder"
 	"initoverlayfs/initrd/compress"
 	"initoverlayfs/install"
@@ -39,6 +40,9 @@ func (a *app) hookCommand() *cobra.Command {
 		DisableFlagParsing: true,
 		Args:               cobra.MinimumNArgs(1),
 		RunE: a.verb(func(ctx context.Context, args []string) error {
+			if args[0] == "grub" {
+				return a.grubMenu()
+			}
 			h, ok := hooks[args[0]]
 			if !ok {
 				return usageErrorf("unknown hook %q", args[0])
@@ -160,4 +164,22 @@ func mkinitcpioHook(_ *app, o *install.Options, args []string) (func(context.Con
 		}
 	}
 	return nil, fmt.Errorf("no kernel in /usr/lib/modules belongs to %s", args[0])
+}
+
+// grubMenu prints the entries of our pairs for the menu that grub-mkconfig writes.
+// Unlike the other hooks it fails if it cannot; its script goes on without it.
+func (a *app) grubMenu() error {
+	defaults, err := bootentry.ReadGrubDefaults(a.getenv, func(path string) bool {
+		_, err := os.Stat(path)
+		return err == nil
+	})
+	if err != nil {
+		return err
+	}
+	var m machineFlags
+	kernels, err := install.GrubKernels(m.options(a), defaults.BootPath)
+	if err != nil {
+		return err
+	}
+	return bootentry.GrubMenu(a.stdout, defaults, kernels)
 }
