@@ -5,11 +5,13 @@ SHELL := /bin/bash
 
 GO ?= go
 FIXTURES := vmtest/fixtures/fixtures.sh
-LINT_VERSION := v2.15.0
+GOTOOL := GO="$(GO)" vmtest/fixtures/gotool.sh
+LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint v2.15.0
+NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm v2.45.2
 # What the tests read and boot.
 TEST_FIXTURES := kernel-6.1 kernel-6.12 dracut-6.1.img dracut-nosystemd-6.1.img dracut-6.12.img \
-	initramfs-tools-6.1.img root-bookworm.tar root-bookworm.ext4
-SID_FIXTURES := erofs-utils-1.9 kernel-sid dracut-sid.img
+	initramfs-tools-6.1.img root-bookworm.tar root-bookworm.ext4 bootctl-bookworm
+SID_FIXTURES := erofs-utils-1.9 kernel-sid dracut-sid.img bootctl-sid
 # Sets EROFS_UTILS to the newer erofs-utils, which tests use beside the machine's own.
 FIND_EROFS_UTILS := export EROFS_UTILS; EROFS_UTILS=$$($(FIXTURES) path erofs-utils-1.9) || [ "$${CI:-}" != true ]
 # More flags for go test, for example GOTESTFLAGS=-v.
@@ -20,7 +22,19 @@ BENCH_IMAGE ?= size random memory sweep reads
 BENCH_RUNS ?= 3
 
 PREFIX ?= /usr
+SYSCONFDIR ?= /etc
 DESTDIR ?=
+BIN ?= bin
+# Of the programs and packages that are made, as Go names it.
+ARCH ?= $(shell $(GO) env GOARCH)
+
+# A release sets VERSION. What is made of one commit is alike, whenever it is made.
+VERSION ?= 0.1.0~git$(shell git log -1 --abbrev=10 --date=format:%Y%m%d --format=%cd.%h)
+MAINTAINER ?= initoverlayfs maintainers <maintainers@initoverlayfs.org>
+# Where zsh looks is Debian's own choice.
+ZSHDIR ?= share/zsh/site-functions
+man install deb rpm: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+deb: ZSHDIR = share/zsh/vendor-completions
 
 export CGO_ENABLED := 0
 
@@ -30,9 +44,9 @@ help: ## list the targets
 
 .PHONY: build
 build: ## bin/initoverlayfs, bin/storage-init and the guest's test programs
-	$(GO) build -trimpath -ldflags "-s -w" -o bin/ ./cmd/initoverlayfs ./vmtest/guest
+	GOARCH=$(ARCH) $(GO) build -trimpath -ldflags "-s -w $(LDFLAGS)" -o $(BIN)/ ./cmd/initoverlayfs ./vmtest/guest
 	@# Without inlining storage-init is a tenth smaller, and its bytes are boot time.
-	$(GO) build -trimpath -ldflags "-s -w" -gcflags=all=-l -o bin/ ./cmd/storage-init
+	GOARCH=$(ARCH) $(GO) build -trimpath -ldflags "-s -w" -gcflags=all=-l -o $(BIN)/ ./cmd/storage-init
 
 .PHONY: check
 check: ## go mod tidy, gofmt, go vet, golangci-lint, shellcheck
@@ -40,7 +54,7 @@ check: ## go mod tidy, gofmt, go vet, golangci-lint, shellcheck
 	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l); \
 	if [ -n "$$unformatted" ]; then echo "gofmt -w $$unformatted" >&2; exit 1; fi
 	$(GO) vet ./...
-	@lint=$$(GO="$(GO)" vmtest/fixtures/lint.sh $(LINT_VERSION)); set -x; "$$lint" run
+	@lint=$$($(GOTOOL) $(LINT)); set -x; "$$lint" run
 	@$(FIXTURES) tools
 	git grep -lzE '^#!/(usr/)?bin/(env )?(ba)?sh|^# shellcheck shell=' -- ':!*.go' ':!Makefile' | xargs -0 shellcheck
 
@@ -83,7 +97,42 @@ demo: build ## a real initramfs, plain and through each backend, and a table of 
 	$(FIXTURES) tools kernel-6.1 dracut-6.1.img root-bookworm.ext4
 	vmtest/fixtures/demo.sh
 
+.PHONY: man
+man: ## manual pages, into out/man
+	rm -rf out/man
+	mkdir -p out/man
+	$(GO) test ./cmd/initoverlayfs -count=1 -run '^TestManPages$$' -args -man "$(CURDIR)/out/man"
+	cp man/*.[1-8] out/man/
+
+INSTALL := install -D -m 644
+PROGRAM := install -D -m 755
+
 .PHONY: install
-install: build ## into $(DESTDIR)$(PREFIX)
-	install -D -m 755 bin/initoverlayfs $(DESTDIR)$(PREFIX)/bin/initoverlayfs
-	install -D -m 755 bin/storage-init $(DESTDIR)$(PREFIX)/lib/initoverlayfs/storage-init
+install: build man ## into $(DESTDIR)$(PREFIX), and configuration into $(DESTDIR)$(SYSCONFDIR)
+	$(PROGRAM) $(BIN)/initoverlayfs $(DESTDIR)$(PREFIX)/bin/initoverlayfs
+	$(PROGRAM) $(BIN)/storage-init $(DESTDIR)$(PREFIX)/lib/initoverlayfs/storage-init
+	$(PROGRAM) -t $(DESTDIR)$(PREFIX)/lib/kernel/install.d dracut/hooks/kernel-install/*
+	$(PROGRAM) -t $(DESTDIR)$(PREFIX)/lib/initcpio/post dracut/hooks/initcpio-post/*
+	$(PROGRAM) -t $(DESTDIR)$(SYSCONFDIR)/kernel/postinst.d dracut/hooks/kernel-postinst.d/*
+	$(PROGRAM) -t $(DESTDIR)$(SYSCONFDIR)/kernel/postrm.d dracut/hooks/kernel-postrm.d/*
+	$(PROGRAM) -t $(DESTDIR)$(SYSCONFDIR)/initramfs/post-update.d dracut/hooks/initramfs-post-update.d/*
+	$(PROGRAM) -t $(DESTDIR)$(SYSCONFDIR)/grub.d dracut/hooks/grub.d/*
+	$(INSTALL) packaging/initoverlayfs.conf $(DESTDIR)$(SYSCONFDIR)/initoverlayfs.conf
+	for page in out/man/*; do \
+		$(INSTALL) "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}"; \
+		gzip -9nf "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}"; \
+	done
+	$(GO) run ./cmd/initoverlayfs completion bash | $(INSTALL) /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/initoverlayfs
+	$(GO) run ./cmd/initoverlayfs completion zsh | $(INSTALL) /dev/stdin $(DESTDIR)$(PREFIX)/$(ZSHDIR)/_initoverlayfs
+	$(GO) run ./cmd/initoverlayfs completion fish | $(INSTALL) /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/initoverlayfs.fish
+
+.PHONY: deb rpm
+deb rpm: ## a package of Debian's kind, or Fedora's, into out (ARCH=amd64|arm64, VERSION=)
+	rm -rf out/package
+	$(MAKE) install ARCH=$(ARCH) BIN=out/package/bin DESTDIR=out/package/root ZSHDIR=$(ZSHDIR) LDFLAGS="-X main.version=$(VERSION)"
+	$(GO) run ./packaging/copyright ./cmd/initoverlayfs ./cmd/storage-init >out/package/copyright
+	printf '%s\n' "initoverlayfs ($(VERSION)) unstable; urgency=medium" "" \
+		"  * What changed is in the history of the sources." "" \
+		" -- $(MAINTAINER)  $$(date -uRd @$$SOURCE_DATE_EPOCH)" | gzip -9n >out/package/changelog.gz
+	nfpm=$$($(GOTOOL) $(NFPM)); ARCH=$(ARCH) VERSION="$(VERSION)" MAINTAINER="$(MAINTAINER)" \
+		"$$nfpm" package --config packaging/nfpm.yaml --packager $@ --target out/

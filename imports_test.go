@@ -34,14 +34,17 @@ type rule struct {
 
 // The first rule that fits a package holds for it.
 var floorPlan = []rule{
-	{folder: "cmd/initoverlayfs", inside: []string{"builder", "disk", "dracut", "initrd", "vmtest"}, outside: []string{anything}},
+	{folder: "cmd/initoverlayfs", inside: []string{"bootentry", "builder", "disk", "dracut", "initrd", "install", "vmtest"}, outside: []string{anything}},
 	{folder: "cmd/storage-init", inside: []string{"storageinit"}},
 	{folder: "vmtest/vmlinux", inside: []string{"initrd/compress"}}, // unpacks kernels
 	{folder: "disk", inside: []string{"initrd"}, outside: []string{anything}, never: []string{"storageinit"}},
 	{folder: "vmtest", inside: []string{"disk", "initrd/bootconf"}, outside: []string{anything}, never: []string{"storageinit"}},
 	{folder: "builder", inside: []string{"initrd"}, outside: []string{anything}, never: []string{"storageinit"}},
+	{folder: "install", inside: []string{"bootentry", "builder", "initrd"}, outside: []string{anything}, never: []string{"storageinit"}},
 	{folder: "storageinit", inside: []string{"initrd/bootconf"}, outside: []string{"golang.org/x/sys/unix"}, never: []string{"builder"}},
+	{folder: "bootentry"},
 	{folder: "dracut"},
+	{folder: "packaging"},
 	{folder: "initrd/bootconf", formats: true},
 	{folder: "initrd/compress", outside: []string{anything}, formats: true},
 	{folder: "initrd/cpio", inside: []string{"initrd/compress"}, formats: true},

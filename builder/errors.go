@@ -2,8 +2,8 @@ package builder
 
 // HintedError is an error against which the user can do something.
 type HintedError struct {
-	Err  error
-	hint string
+	Err    error
+	Advice string // what to do; it can follow "hint: "
 }
 
 // Error gives the text of Err.
@@ -12,5 +12,5 @@ func (e *HintedError) Error() string { return e.Err.Error() }
 // Unwrap gives Err.
 func (e *HintedError) Unwrap() error { return e.Err }
 
-// Hint says what to do, in a form that can follow "hint: ".
-func (e *HintedError) Hint() string { return e.hint }
+// Hint gives Advice.
+func (e *HintedError) Hint() string { return e.Advice }

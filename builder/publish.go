@@ -66,6 +66,22 @@ func (p *pendingFiles) publish() error {
 	return syncDir(p.dir)
 }
 
+// WriteFile replaces the file at path by what write puts into a new one, which is
+// durable before it takes the name: there is always a whole file at path, the
+// old one or the new one.
+func WriteFile(path string, mode os.FileMode, write func(*os.File) error) error {
+	files := pendingFiles{dir: filepath.Dir(path)}
+	defer files.discard()
+	f, err := files.create(filepath.Base(path), mode)
+	if err != nil {
+		return err
+	}
+	if err := write(f); err != nil {
+		return err
+	}
+	return files.publish()
+}
+
 // discard removes what was not published. After publish it does nothing.
 func (p *pendingFiles) discard() {
 	for _, f := range p.files {

@@ -348,7 +348,7 @@ func TestLoopWithoutDirectIO(t *testing.T) {
 
 func TestReadOnlyWithoutReplay(t *testing.T) {
 	for fstype, want := range map[string]string{
-		"ext4": "ro,noload", "xfs": "ro,norecovery", "btrfs": "ro,rescue=nologreplay", "vfat": "ro", "erofs": "ro",
+		"ext4": "ro,noload", "xfs": "ro,norecovery", "btrfs": "ro,rescue=nologreplay,subvolid=5", "vfat": "ro", "erofs": "ro",
 	} {
 		f := newFake(t, append(slices.Clone(loopLines), "bootfstype "+fstype)...)
 		f.disks[1].fstype = fstype

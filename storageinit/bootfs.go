@@ -5,10 +5,12 @@ import "errors"
 // readOnlyOptions are the mount options by which a read-only mount does not
 // replay the journal. A replay would write to a filesystem that a hibernated
 // system still believes to be as it left it.
+//
+// Paths on a btrfs begin at its top, whichever subvolume is mounted by default.
 var readOnlyOptions = map[string]string{
 	"ext4":  "noload",
 	"xfs":   "norecovery",
-	"btrfs": "rescue=nologreplay",
+	"btrfs": "rescue=nologreplay,subvolid=5",
 }
 
 // mountBootfs mounts the filesystem of a device on bootfsDir.

@@ -68,24 +68,8 @@ type app struct {
 
 // run executes a command line and returns the exit status.
 func run(ctx context.Context, a *app, args []string) int {
-	root := &cobra.Command{
-		Use:           "initoverlayfs",
-		Short:         "Boot from an initial filesystem that is read on demand",
-		Version:       toolVersion(),
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return usageErrorf("no command given")
-		},
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
-	}
-	root.SetOut(a.stdout)
-	root.SetErr(a.stderr)
+	root := a.rootCommand()
 	root.SetArgs(args)
-	root.PersistentFlags().BoolVarP(&a.quiet, "quiet", "q", false, "print no progress")
-	root.AddCommand(a.buildCommand(), a.imageCommand(), a.bootCommand(), a.diskCommand())
-
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
@@ -101,6 +85,28 @@ func run(ctx context.Context, a *app, args []string) int {
 		fmt.Fprintf(a.stderr, "hint: %s\n", hinter.Hint())
 	}
 	return exitFailure
+}
+
+// rootCommand is the whole of the command line.
+func (a *app) rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "initoverlayfs",
+		Short:         "Boot from an initial filesystem that is read on demand",
+		Version:       toolVersion(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return usageErrorf("no command given")
+		},
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+	}
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.PersistentFlags().BoolVarP(&a.quiet, "quiet", "q", false, "print no progress")
+	root.AddCommand(a.buildCommand(), a.imageCommand(), a.bootCommand(), a.diskCommand(),
+		a.installCommand(), a.removeCommand(), a.statusCommand(), a.verifyCommand(), a.hookCommand(), a.freezeCommand())
+	return root
 }
 
 // verb marks the point from which an error is no longer one of usage.

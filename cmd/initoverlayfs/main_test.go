@@ -6,6 +6,7 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -77,6 +78,13 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"fails": fails, "digest": digest},
+		Condition: func(name string) (bool, error) {
+			if name != "installed" { // initoverlayfs itself, on this machine
+				return false, fmt.Errorf("unknown condition %s", name)
+			}
+			_, err := os.Stat("/usr/lib/initoverlayfs/storage-init")
+			return err == nil, nil
+		},
 	})
 }
 

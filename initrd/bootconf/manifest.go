@@ -24,6 +24,19 @@ type Manifest struct {
 	Mini          ManifestMini   `json:"mini"`
 	// Changes lists the paths of the full tree that were replaced or added.
 	Changes []Change `json:"changes"`
+	// Installed tells where the files went; nil until they are installed.
+	Installed *ManifestInstalled `json:"installed,omitempty"`
+}
+
+// ManifestInstalled is where the files of a build were published. Paths are
+// those of the machine, but FS is that on the boot filesystem.
+type ManifestInstalled struct {
+	Generation int    `json:"generation"`
+	Mini       string `json:"mini"`
+	Image      string `json:"image,omitempty"`  // empty: it is inside the mini-initramfs
+	Source     string `json:"source,omitempty"` // the plain initramfs; empty: made for the occasion
+	Bootfs     string `json:"bootfs,omitempty"`
+	FS         string `json:"fs,omitempty"`
 }
 
 // ManifestSource is what the image was made from.

@@ -1,0 +1,250 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"initoverlayfs/bootentry"
+)
+
+// A machine has boot entries in files of their own (Boot Loader Specification),
+// or a menu that grub-mkconfig writes, in which our script takes part. Both are
+// served; on a machine with the first, the script prints nothing.
+
+// plainInitrds are the initramfs archives that the distribution's entries of the
+// kernel name, by the machine's names. The last one of an entry is the full
+// tree; what is in front of it is microcode.
+func (i *installation) plainInitrds() []string {
+	plain, err := i.plainEntries()
+	if err != nil {
+		return nil // it is told when entries are written
+	}
+	var names []string
+	for _, p := range plain {
+		if initrd := p.Get("initrd"); initrd != "" {
+			names = append(names, i.m.name(filepath.Join(i.bootDir, initrd)))
+		}
+	}
+	return names
+}
+
+func (i *installation) plainEntries() ([]*bootentry.Entry, error) {
+	tokens, err := i.tokens()
+	if err != nil {
+		return nil, err
+	}
+	return bootentry.PlainEntries(i.bootDir, i.o.KernelVersion, tokens...)
+}
+
+// tokens are how kernel-install(8) tells the entries of this system from those
+// of others on one boot partition.
+func (i *installation) tokens() ([]string, error) {
+	var tokens []string
+	for _, file := range []string{"/etc/kernel/entry-token", "/etc/machine-id"} {
+		text, err := readOptional(i.m.path(file))
+		if err != nil {
+			return nil, err
+		}
+		if token := strings.TrimSpace(text); token != "" && token != "uninitialized" {
+			tokens = append(tokens, token)
+		}
+	}
+	return tokens, nil
+}
+
+// loaderPath is how entries name a file of the machine: from the boot folder.
+func (i *installation) loaderPath(name string) (string, error) {
+	rel, err := filepath.Rel(i.bootDir, i.m.path(name))
+	if err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
+		return "", fmt.Errorf("%s does not lie below %s, where the boot loader reads", name, i.bootDir)
+	}
+	return "/" + rel, nil
+}
+
+// plan is what the entries of a state are; nil if the machine has none of its
+// own for the kernel, and none can be made.
+func (i *installation) plan(state *State) (*bootentry.Plan, error) {
+	if !isDir(filepath.Join(i.bootDir, "loader/entries")) {
+		return nil, nil
+	}
+	plain, err := i.plainEntries()
+	if err != nil {
+		return nil, err
+	}
+	p := &bootentry.Plan{Boot: i.bootDir, Version: i.o.KernelVersion}
+	switch {
+	case len(plain) > 0:
+		p.Plain = plain[0]
+	default:
+		if p.Plain, err = i.newEntry(state); err != nil || p.Plain == nil {
+			return nil, err
+		}
+	}
+	if p.Initrd, err = i.loaderPath(state.generation(state.Current).Mini); err != nil {
+		return nil, err
+	}
+	if g := state.generation(state.Previous); g != nil {
+		if p.Previous, err = i.loaderPath(g.Mini); err != nil {
+			return nil, err
+		}
+	}
+	tries, err := readOptional(i.m.path("/etc/kernel/tries"))
+	if err != nil {
+		return nil, err
+	}
+	if n, err := strconv.ParseUint(strings.TrimSpace(tries), 10, 31); err == nil {
+		p.Tries = uint32(n)
+	}
+	return p, nil
+}
+
+// newEntry makes a plain entry where the distribution has made none; nil if the
+// kernel, its initramfs or its command line is not where that can be told.
+func (i *installation) newEntry(state *State) (*bootentry.Entry, error) {
+	kver, source := i.o.KernelVersion, state.generation(state.Current).Source
+	linux := filepath.Join(i.bootDir, "vmlinuz-"+kver)
+	options, err := readOptional(i.m.path("/etc/kernel/cmdline"))
+	if err != nil {
+		return nil, err
+	}
+	initrd, err := i.loaderPath(source)
+	if source == "" || err != nil || !isFile(linux) || strings.TrimSpace(options) == "" {
+		return nil, nil
+	}
+	tokens, err := i.tokens()
+	if err != nil || len(tokens) == 0 {
+		return nil, err
+	}
+	release, err := readOptional(i.m.path("/etc/os-release"))
+	if err != nil {
+		return nil, err
+	}
+	machineID, err := readOptional(i.m.path("/etc/machine-id"))
+	if err != nil {
+		return nil, err
+	}
+	return bootentry.NewEntry(bootentry.Template{
+		Token: tokens[0], Version: kver, MachineID: strings.TrimSpace(machineID),
+		Title: firstOf(releaseField(release, "PRETTY_NAME"), "Linux"), SortKey: releaseField(release, "ID"),
+		Options: options, Linux: "/vmlinuz-" + kver, Initrds: []string{initrd},
+	}), nil
+}
+
+// releaseField reads a field of os-release(5).
+func releaseField(text, key string) string {
+	for line := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), key+"="); ok {
+			return strings.Trim(value, `"'`)
+		}
+	}
+	return ""
+}
+
+// writeEntries makes the boot loader know the pairs of a state, and gives the
+// machine's names of the entries.
+func (i *installation) writeEntries(ctx context.Context, state *State) ([]string, error) {
+	p, err := i.plan(state)
+	if err != nil {
+		return nil, err
+	}
+	names := []string{}
+	if p != nil {
+		written, err := bootentry.WriteBLS(*p)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range written.Names {
+			names = append(names, i.entryName(name))
+		}
+		if written.Changed {
+			if err := i.flush(ctx, []string{i.bootDir}); err != nil {
+				return nil, err
+			}
+		}
+	}
+	known, err := i.updateGrub(ctx)
+	if err == nil && p == nil && !known && !i.o.EntriesFollow {
+		i.warn("no boot loader was found that has an entry of kernel " + i.o.KernelVersion + " beside which ours could be put; the pair is there, and is not booted")
+	}
+	return names, err
+}
+
+// entryName is the machine's name of an entry's file.
+func (i *installation) entryName(file string) string {
+	return i.m.name(filepath.Join(i.bootDir, "loader/entries", file))
+}
+
+// entries are our entries of the kernel, by the machine's names.
+func (i *installation) entries() ([]string, error) {
+	all, err := bootentry.Entries(i.bootDir)
+	if err != nil {
+		return nil, err
+	}
+	names := []string{}
+	for _, e := range all {
+		if _, version, ours := e.Ours(); ours && version == i.o.KernelVersion {
+			names = append(names, i.entryName(e.Name))
+		}
+	}
+	return names, nil
+}
+
+func (i *installation) removeEntries(ctx context.Context) error {
+	tokens, err := i.tokens()
+	if err != nil {
+		return err
+	}
+	if _, err := bootentry.RemoveBLS(i.bootDir, i.o.KernelVersion, tokens...); err != nil {
+		return err
+	}
+	_, err = i.updateGrub(ctx)
+	return err
+}
+
+// Where GRUB's menu is generated.
+const grubScript = "/etc/grub.d/09_initoverlayfs"
+
+var grubConfigs = []string{"/boot/grub/grub.cfg", "/boot/grub2/grub.cfg"}
+
+// updateGrub has GRUB's menu written again, if there is one in which our script
+// takes part; known tells that.
+func (i *installation) updateGrub(ctx context.Context) (known bool, err error) {
+	if i.m.sysroot != "" {
+		return false, nil
+	}
+	info, err := os.Stat(grubScript)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Mode()&0o111 == 0 {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	for _, config := range grubConfigs {
+		if !isFile(config) {
+			continue
+		}
+		for _, program := range []string{"grub-mkconfig", "grub2-mkconfig"} {
+			if _, err := exec.LookPath(program); err == nil {
+				i.progress("writing the boot menu " + config)
+				// Debian's update-grub does this, and others do not have it.
+				return true, i.writeGrubConfig(ctx, program, config)
+			}
+		}
+	}
+	return false, nil
+}
+
+// writeGrubConfig runs grub-mkconfig, which writes beside the menu and renames.
+func (i *installation) writeGrubConfig(ctx context.Context, program, config string) error {
+	if err := i.run(ctx, exec.CommandContext(ctx, program, "-o", config)); err != nil {
+		return err
+	}
+	return i.flush(ctx, []string{filepath.Dir(config)})
+}
