@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -17,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"initoverlayfs/bootentry"
 	"initoverlayfs/builder"
 	"initoverlayfs/builder/kmod"
 	"initoverlayfs/disk"
@@ -538,10 +540,11 @@ func (plan *diskPlan) identify(ctx context.Context) error {
 	}
 	fmt.Fprintln(h, digest)
 	plan.seed = hex.EncodeToString(h.Sum(nil))
-	if tag := plan.bootfs(imageLabel); tag != "" {
-		return f.build.Config.Set("bootfs", tag)
+	c := &f.build.Config
+	if err := c.Set("bootfs", plan.bootfs(imageLabel)); err != nil || plan.bootOn == onRaw {
+		return err
 	}
-	return nil
+	return c.Set("fs", plan.folder(plan.current())+"/initoverlayfs-"+f.build.KernelVersion+".img")
 }
 
 func digestOf(path string) (string, error) {
@@ -573,6 +576,19 @@ func (plan *diskPlan) partUUID(number int, label string) string {
 	return disk.DerivedUUID(plan.seed, fmt.Sprintf("partition %d %s", number, label))
 }
 
+// folder has the files of a pair, where the verb install would put them.
+func (plan *diskPlan) folder(generation int) string {
+	return fmt.Sprintf("/initoverlayfs/%s/%d", plan.f.build.KernelVersion, generation)
+}
+
+// current is the number of the new pair.
+func (plan *diskPlan) current() int {
+	if plan.previous != nil {
+		return 2
+	}
+	return 1
+}
+
 // pair is a mini-initramfs and an image, with their places on the disk.
 type pair struct {
 	*bootconf.Manifest
@@ -581,20 +597,15 @@ type pair struct {
 	label  string // of the image's partition
 }
 
-func newPair(m *bootconf.Manifest, dir, label string) pair {
-	const generationDigits = 12
-	return pair{m, dir, "/initoverlayfs/" + m.KernelVersion + "/" + m.Mini.SHA256[:generationDigits], label}
-}
-
 func (p *pair) onHost(file string) string { return filepath.Join(p.dir, file) }
 func (p *pair) onDisk(file string) string { return p.folder + "/" + file }
 
 // spec describes the disk for the finished pair.
 func (plan *diskPlan) spec(m *bootconf.Manifest) (disk.Spec, []diskEntry, error) {
 	f := plan.f
-	pairs := []pair{newPair(m, f.build.OutputDir, imageLabel)}
+	pairs := []pair{{m, f.build.OutputDir, plan.folder(plan.current()), imageLabel}}
 	if plan.previous != nil {
-		pairs = append(pairs, newPair(plan.previous, f.previous, previousLabel))
+		pairs = append(pairs, pair{plan.previous, f.previous, plan.folder(1), previousLabel})
 	}
 	kernel := "/" + f.token + "/" + m.KernelVersion + "/linux"
 	plain := "/" + f.token + "/" + m.KernelVersion + "/initrd.img"
@@ -627,89 +638,95 @@ func (plan *diskPlan) spec(m *bootconf.Manifest) (disk.Spec, []diskEntry, error)
 	rootFS := &parts[len(parts)-1]
 	rootFS.FSUUID = disk.DerivedUUID(plan.seed, "root filesystem")
 
-	entries := plan.entries(pairs, kernel, plain, rootFS.FSUUID)
-	if err := plan.addLoader(esp, entries); err != nil {
+	entries, err := plan.entries(esp, pairs, kernel, plain, rootFS.FSUUID)
+	if err != nil {
 		return disk.Spec{}, nil, err
+	}
+	if plan.loader != "" {
+		conf := filepath.Join(plan.work, "loader.conf")
+		if err := os.WriteFile(conf, []byte("timeout "+strconv.Itoa(f.menuTimeout)+"\n"), 0o600); err != nil {
+			return disk.Spec{}, nil, err
+		}
+		esp["/loader/loader.conf"] = conf
+		esp["/EFI/BOOT/BOOT"+strings.ToUpper(efiNames[f.build.Arch])+".EFI"] = plan.loader
 	}
 	if err := plan.setSizes(parts); err != nil {
 		return disk.Spec{}, nil, err
 	}
-	var list []diskEntry
-	for _, e := range entries {
-		list = append(list, diskEntry{e.file, e.title, e.options})
-	}
-	return disk.Spec{Seed: plan.seed, Epoch: f.build.Epoch, Format: f.format, Partitions: parts}, list, nil
+	return disk.Spec{Seed: plan.seed, Epoch: f.build.Epoch, Format: f.format, Partitions: parts}, entries, nil
 }
 
-// entry is one of the boot loader's menu, in the Boot Loader Specification.
-type entry struct {
-	file, title, version    string
-	kernel, initrd, options string
-}
-
-func (e *entry) String() string {
-	return fmt.Sprintf("title %s\nversion %s\nlinux %s\ninitrd %s\noptions %s\n", e.title, e.version, e.kernel, e.initrd, e.options)
-}
-
-// entries gives the menu: ours, the unchanged initramfs, the previous pair. A
-// boot loader sorts them by their file names, the newest version first: what
-// follows the version with a dot is newer than it, with a tilde older.
-func (plan *diskPlan) entries(pairs []pair, kernel, plain, rootUUID string) []entry {
+// entries adds the menu to the files of the EFI system partition, and gives it
+// in its order: ours, the unchanged initramfs, the previous pair.
+func (plan *diskPlan) entries(esp map[string]string, pairs []pair, kernel, plain, rootUUID string) ([]diskEntry, error) {
 	f := plan.f
 	kver := f.build.KernelVersion
-	root := "root=UUID=" + rootUUID + " rw"
-	for word := range bootconf.Words(f.appendWords) {
-		if strings.HasPrefix(word, "root=") {
-			root = ""
-		}
+	options := strings.TrimSpace(f.appendWords)
+	hasRoot := false
+	for word := range bootconf.Words(options) {
+		hasRoot = hasRoot || strings.HasPrefix(word, "root=")
 	}
-	options := func(words ...string) string {
-		return strings.Join(slices.DeleteFunc(append(append([]string{root}, words...), f.appendWords), func(s string) bool { return s == "" }), " ")
+	if !hasRoot {
+		options = strings.TrimSpace("root=UUID=" + rootUUID + " rw " + options)
 	}
-	item := func(suffix, what, initrd string, words ...string) entry {
-		return entry{
-			file:  f.token + "-" + kver + suffix + ".conf",
-			title: "Linux " + kver + " (" + what + ")", version: kver + suffix,
-			kernel: kernel, initrd: initrd, options: options(words...),
-		}
+	// It is the distribution's to replace and to remove, so nothing in it says
+	// that it is ours.
+	name := f.token + "-" + kver + ".conf"
+	text := fmt.Appendf(nil, "title Linux %s\nversion %s\nlinux %s\ninitrd %s\noptions %s\n", kver, kver, kernel, plain, options)
+	dir := filepath.Join(plan.work, "loader", "entries")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
 	}
-	where := func(p pair) (words []string) {
-		if p.label == previousLabel {
-			words = append(words, bootconf.CmdlinePrefix+"bootfs="+plan.bootfs(p.label))
-		}
-		if plan.bootOn != onRaw {
-			words = append(words, bootconf.CmdlinePrefix+"fs="+p.onDisk(p.Image.File))
-		}
-		return words
+	if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
+		return nil, err
 	}
-	list := []entry{
-		item(".initoverlayfs", "initoverlayfs", pairs[0].onDisk(pairs[0].Mini.File), where(pairs[0])...),
-		item("", "plain initramfs", plain),
+	menu := bootentry.Plan{
+		Boot: plan.work, Version: kver, Plain: bootentry.ParseBLS(name, text), Initrd: pairs[0].onDisk(pairs[0].Mini.File),
 	}
 	if len(pairs) > 1 {
-		list = append(list, item("~initoverlayfs", "initoverlayfs, previous", pairs[1].onDisk(pairs[1].Mini.File), where(pairs[1])...))
+		menu.Previous = pairs[1].onDisk(pairs[1].Mini.File)
 	}
-	return list
+	written, err := bootentry.WriteBLS(menu)
+	if err != nil {
+		return nil, err
+	}
+	names := []string{name}
+	for _, name := range written.Names {
+		e, err := bootentry.ReadBLS(filepath.Join(dir, name))
+		if err != nil {
+			return nil, err
+		}
+		if role, _, _ := e.Ours(); role == bootentry.Current {
+			names = slices.Insert(names, 0, name)
+			continue
+		}
+		// The pair was made for another place. Behind a "--" words are init's.
+		moved := bytes.Replace(e.Format(), []byte("options "), []byte("options "+plan.moved(pairs[1])+" "), 1)
+		if err := os.WriteFile(filepath.Join(dir, name), moved, 0o600); err != nil {
+			return nil, err
+		}
+		names = append(names, name)
+	}
+	var list []diskEntry
+	for _, name := range names {
+		host := filepath.Join(dir, name)
+		esp["/loader/entries/"+name] = host
+		e, err := bootentry.ReadBLS(host)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, diskEntry{name, e.Get("title"), e.Get("options")})
+	}
+	return list, nil
 }
 
-// addLoader adds the boot loader and its configuration to the files of the EFI
-// system partition.
-func (plan *diskPlan) addLoader(esp map[string]string, entries []entry) error {
-	add := func(path, text string) error {
-		host := filepath.Join(plan.work, filepath.Base(path))
-		esp[path] = host
-		return os.WriteFile(host, []byte(text), 0o600)
+// moved has the words that tell a pair's storage-init where its image is now.
+func (plan *diskPlan) moved(p pair) string {
+	words := bootconf.CmdlinePrefix + "bootfs=" + plan.bootfs(p.label)
+	if plan.bootOn != onRaw {
+		words += " " + bootconf.CmdlinePrefix + "fs=" + p.onDisk(p.Image.File)
 	}
-	for _, e := range entries {
-		if err := add("/loader/entries/"+e.file, e.String()); err != nil {
-			return err
-		}
-	}
-	if plan.loader == "" {
-		return nil
-	}
-	esp["/EFI/BOOT/BOOT"+strings.ToUpper(efiNames[plan.f.build.Arch])+".EFI"] = plan.loader
-	return add("/loader/loader.conf", "timeout "+strconv.Itoa(plan.f.menuTimeout)+"\n")
+	return words
 }
 
 // setSizes sets the sizes of the partitions. Those that a machine updates get
