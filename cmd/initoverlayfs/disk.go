@@ -62,6 +62,7 @@ const (
 // Boot loaders of --bootloader.
 const (
 	loaderSystemd = "systemd-boot"
+	loaderGrub    = "grub"
 	loaderNone    = "none"
 )
 
@@ -79,7 +80,7 @@ func (a *app) diskCommand() *cobra.Command {
 		Use:   "disk --output FILE --kver VERSION --kernel FILE --initramfs FILE --root DIR|TAR",
 		Short: "Make a bootable disk image",
 		Long: "Make a disk image that UEFI firmware boots: an EFI system partition with\n" +
-			"systemd-boot, the kernel, our mini-initramfs and the unchanged initramfs; the image\n" +
+			"systemd-boot or GRUB, the kernel, our mini-initramfs and the unchanged initramfs; the image\n" +
 			"on a boot partition, on the EFI system partition or as a partition of its own; and\n" +
 			"the root filesystem, an ext4 with what --root holds. The menu has our pair first,\n" +
 			"the unchanged initramfs second, and the pair of --previous third.\n\n" +
@@ -114,7 +115,7 @@ func (f *diskFlags) add(p *pflag.FlagSet) {
 	p.StringVar(&f.root, "root", "", "`DIR` or tar archive with the root filesystem")
 	p.StringVar(&f.previous, "previous", "", "`DIR` of an earlier build, which becomes the third entry")
 	p.StringVar(&f.bootOn, "boot", "", "`PLACE` of the image: ext4 (a boot partition), esp or raw (default: as the backend\nneeds it, else ext4)")
-	p.StringVar(&f.loader, "bootloader", loaderSystemd, "`LOADER`: systemd-boot, or none for the entries alone")
+	p.StringVar(&f.loader, "bootloader", loaderSystemd, "`LOADER`: systemd-boot, grub, or none for the entries alone")
 	p.StringVar(&f.loaderFile, "systemd-boot", "", "`FILE` of systemd-boot (default: the distribution's)")
 	p.StringVar(&f.token, "entry-token", "linux", "`NAME` that the boot entries begin with")
 	p.IntVar(&f.menuTimeout, "menu-timeout", 3, "`SECONDS` that the menu waits")
@@ -157,7 +158,8 @@ type diskPlan struct {
 	f                  *diskFlags
 	backends           []bootconf.Backend
 	bootOn, bootfstype string
-	loader             string // file of the boot loader; empty: none
+	loader             string     // file of systemd-boot
+	grub               *grubTools // nil: it is another boot loader
 	seed               string
 	previous           *bootconf.Manifest
 	sizes              map[string]int64 // bytes, by the flag's name
@@ -197,6 +199,8 @@ type diskEntry struct {
 	File    string `json:"file"`
 	Title   string `json:"title"`
 	Options string `json:"options"`
+
+	linux, initrd string
 }
 
 func (a *app) disk(ctx context.Context, f *diskFlags, p *pflag.FlagSet) (err error) {
@@ -215,7 +219,7 @@ func (a *app) disk(ctx context.Context, f *diskFlags, p *pflag.FlagSet) (err err
 		return err
 	}
 	a.progress("making the disk")
-	spec, entries, err := plan.spec(m)
+	spec, entries, err := plan.spec(ctx, m)
 	if err != nil {
 		return err
 	}
@@ -265,8 +269,8 @@ func (a *app) planDisk(ctx context.Context, f *diskFlags, p *pflag.FlagSet) (*di
 	switch {
 	case f.root == "":
 		return nil, usageErrorf("--root is missing")
-	case f.loader != loaderSystemd && f.loader != loaderNone:
-		return nil, usageErrorf("--bootloader: unknown boot loader %q; it is %s or %s", f.loader, loaderSystemd, loaderNone)
+	case !slices.Contains([]string{loaderSystemd, loaderGrub, loaderNone}, f.loader):
+		return nil, usageErrorf("--bootloader: unknown boot loader %q; it is %s, %s or %s", f.loader, loaderSystemd, loaderGrub, loaderNone)
 	case f.format != disk.Raw && f.format != disk.QCOW2:
 		return nil, usageErrorf("--format: unknown format %q; it is %s or %s", f.format, disk.Raw, disk.QCOW2)
 	case f.token == "" || strings.ContainsAny(f.token, "/ \t\n") || strings.HasPrefix(f.token, "."):
@@ -290,7 +294,7 @@ func (a *app) planDisk(ctx context.Context, f *diskFlags, p *pflag.FlagSet) (*di
 	if err := plan.chooseBackends(a, p); err != nil {
 		return nil, err
 	}
-	if disk.Root[f.build.Arch] == "" || f.loader == loaderSystemd && efiNames[f.build.Arch] == "" {
+	if disk.Root[f.build.Arch] == "" || f.loader != loaderNone && efiNames[f.build.Arch] == "" {
 		return nil, fmt.Errorf("no disk is known for the architecture %s", f.build.Arch)
 	}
 	if err := a.checkDiskInputs(plan); err != nil {
@@ -422,7 +426,13 @@ func (a *app) checkDiskInputs(plan *diskPlan) error {
 		return err
 	}
 	files := []string{f.kernel, f.initramfs}
-	if f.loader == loaderSystemd {
+	switch f.loader {
+	case loaderGrub:
+		var err error
+		if plan.grub, err = findGrub(f.build.Arch); err != nil {
+			return err
+		}
+	case loaderSystemd:
 		plan.loader = f.loaderFile
 		if plan.loader == "" {
 			plan.loader = "/usr/lib/systemd/boot/efi/systemd-boot" + efiNames[f.build.Arch] + ".efi"
@@ -601,7 +611,7 @@ func (p *pair) onHost(file string) string { return filepath.Join(p.dir, file) }
 func (p *pair) onDisk(file string) string { return p.folder + "/" + file }
 
 // spec describes the disk for the finished pair.
-func (plan *diskPlan) spec(m *bootconf.Manifest) (disk.Spec, []diskEntry, error) {
+func (plan *diskPlan) spec(ctx context.Context, m *bootconf.Manifest) (disk.Spec, []diskEntry, error) {
 	f := plan.f
 	pairs := []pair{{m, f.build.OutputDir, plan.folder(plan.current()), imageLabel}}
 	if plan.previous != nil {
@@ -637,23 +647,41 @@ func (plan *diskPlan) spec(m *bootconf.Manifest) (disk.Spec, []diskEntry, error)
 	// The entries name the root by what it is going to have.
 	rootFS := &parts[len(parts)-1]
 	rootFS.FSUUID = disk.DerivedUUID(plan.seed, "root filesystem")
+	serial := strings.ToUpper(disk.DerivedUUID(plan.seed, "serial number"))
+	parts[0].FSUUID = serial[:4] + "-" + serial[4:8]
 
 	entries, err := plan.entries(esp, pairs, kernel, plain, rootFS.FSUUID)
 	if err != nil {
 		return disk.Spec{}, nil, err
 	}
-	if plan.loader != "" {
-		conf := filepath.Join(plan.work, "loader.conf")
-		if err := os.WriteFile(conf, []byte("timeout "+strconv.Itoa(f.menuTimeout)+"\n"), 0o600); err != nil {
-			return disk.Spec{}, nil, err
-		}
-		esp["/loader/loader.conf"] = conf
-		esp["/EFI/BOOT/BOOT"+strings.ToUpper(efiNames[f.build.Arch])+".EFI"] = plan.loader
+	if err := plan.addLoader(ctx, esp, entries, parts[0].FSUUID); err != nil {
+		return disk.Spec{}, nil, err
 	}
 	if err := plan.setSizes(parts); err != nil {
 		return disk.Spec{}, nil, err
 	}
 	return disk.Spec{Seed: plan.seed, Epoch: f.build.Epoch, Format: f.format, Partitions: parts}, entries, nil
+}
+
+// addLoader adds the boot loader and its configuration to the files of the EFI
+// system partition, which has this serial number.
+func (plan *diskPlan) addLoader(ctx context.Context, esp map[string]string, entries []diskEntry, serial string) (err error) {
+	f := plan.f
+	program, config := plan.loader, "/loader/loader.conf"
+	text := "timeout " + strconv.Itoa(f.menuTimeout) + "\n"
+	switch {
+	case f.loader == loaderNone:
+		return nil
+	case plan.grub != nil:
+		if program, err = plan.grub.make(ctx, plan.work, serial); err != nil {
+			return err
+		}
+		config, text = grubMenuPath, grubMenu(entries, f.menuTimeout)
+	}
+	host := filepath.Join(plan.work, filepath.Base(config))
+	esp[config] = host
+	esp["/EFI/BOOT/BOOT"+strings.ToUpper(efiNames[f.build.Arch])+".EFI"] = program
+	return os.WriteFile(host, []byte(text), 0o600)
 }
 
 // entries adds the menu to the files of the EFI system partition, and gives it
@@ -715,7 +743,7 @@ func (plan *diskPlan) entries(esp map[string]string, pairs []pair, kernel, plain
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, diskEntry{name, e.Get("title"), e.Get("options")})
+		list = append(list, diskEntry{name, e.Get("title"), e.Get("options"), e.Get("linux"), e.Get("initrd")})
 	}
 	return list, nil
 }
