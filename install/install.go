@@ -74,7 +74,7 @@ type installation struct {
 
 // prepare finds the folders that a run is about: without a kernel, those that
 // have the folders of kernels.
-func prepare(o *Options) (*installation, error) {
+func prepare(o *Options, forNew bool) (*installation, error) {
 	i := &installation{o: o, m: machine{o.Sysroot}, progress: o.Progress, warn: o.Warn}
 	if i.progress == nil {
 		i.progress = func(string) {}
@@ -94,7 +94,7 @@ func prepare(o *Options) (*installation, error) {
 			return nil, fmt.Errorf("%s: %w", s[0], err)
 		}
 	}
-	boot, err := i.m.bootDir(firstOf(o.BootDir, i.config.BootDir), o.KernelVersion)
+	boot, err := i.m.bootDir(firstOf(o.BootDir, i.config.BootDir), o.KernelVersion, forNew)
 	if err != nil {
 		return nil, err
 	}
@@ -109,11 +109,11 @@ func prepare(o *Options) (*installation, error) {
 }
 
 // prepareKernel prepares a run that is about one kernel.
-func prepareKernel(o *Options) (*installation, error) {
+func prepareKernel(o *Options, forNew bool) (*installation, error) {
 	if err := checkKernelVersion(o.KernelVersion); err != nil {
 		return nil, err
 	}
-	return prepare(o)
+	return prepare(o, forNew)
 }
 
 func (i *installation) statePath() string { return filepath.Join(i.dir, stateName) }
@@ -122,7 +122,7 @@ func (i *installation) statePath() string { return filepath.Join(i.dir, stateNam
 // what was booted before is still there, and is booted until the new pair is
 // whole.
 func Install(ctx context.Context, o Options) (*Result, error) {
-	i, err := prepareKernel(&o)
+	i, err := prepareKernel(&o, true)
 	if err != nil {
 		return nil, err
 	}

@@ -298,7 +298,7 @@ func TestInstallAfterKill(t *testing.T) {
 	s.write("run/initoverlayfs/boot.json", `{"image_uuid":"`+running.Generations[0].ImageUUID+`"}`)
 	s.source("third")
 	s.o.NoEntries = true
-	i, err := prepareKernel(&s.o)
+	i, err := prepareKernel(&s.o, true)
 	if err != nil {
 		t.Fatal(err)
 	}
