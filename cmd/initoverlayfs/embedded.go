@@ -130,7 +130,11 @@ func (a *app) embedded(ctx context.Context, f *diskFlags, p *pflag.FlagSet) (err
 		Backend:    bootconf.FormatBackends(f.build.Config.Backends, f.build.Config.Auto),
 		MemoryBase: fmt.Sprintf("%#x", base), MemoryMiB: f.memoryMiB, Manifest: m,
 	}
-	if err := doc.place(b, f.kernel, base, load); err != nil {
+	kernel, err := os.Stat(f.kernel)
+	if err != nil {
+		return err
+	}
+	if err := doc.place(b, headOf(f.kernel), kernel.Size(), base, load); err != nil {
 		return err
 	}
 	if at := doc.Region.at + pmemAlign; at%memoryBlock != 0 {
@@ -244,18 +248,14 @@ func checkNewFolder(path string) error {
 // place gives everything its place in memory: the kernel, its file if that is
 // not in its place, the initramfs, and then the region, which begins at load, or
 // if that is negative at the first address that suits.
-func (doc *embeddedJSON) place(b board, kernel string, base, load int64) error {
-	info, err := os.Stat(kernel)
+func (doc *embeddedJSON) place(b board, head []byte, kernelSize, base, load int64) error {
+	kernelEnd, at, err := b.kernelEnd(head, base)
 	if err != nil {
-		return err
-	}
-	kernelEnd, at, err := b.kernelEnd(headOf(kernel), base)
-	if err != nil {
-		return fmt.Errorf("kernel %s: %w", kernel, err)
+		return fmt.Errorf("kernel: %w", err)
 	}
 	m := doc.Manifest
 	up := func(n, to int64) int64 { return (n + to - 1) / to * to }
-	doc.Kernel = part("vmlinuz-"+m.KernelVersion, at, info.Size())
+	doc.Kernel = part("vmlinuz-"+m.KernelVersion, at, kernelSize)
 	doc.Initrd = part(m.Mini.File, up(max(kernelEnd, doc.Kernel.end()), pmemAlign), m.Mini.Size)
 	end := base + int64(doc.MemoryMiB)<<20
 	if load < 0 {

@@ -3,7 +3,6 @@ package systemd
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,20 +23,7 @@ func TestMain(m *testing.M) { os.Exit(fixtures.InWorkFolder(m, "systemd", &work)
 // `make build` makes them.
 var program = sync.OnceValues(func() (string, error) {
 	dir := filepath.Join(work, "bin")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return "", err
-	}
-	for _, args := range [][]string{
-		{"initoverlayfs/cmd/initoverlayfs"},
-		{"-gcflags=all=-l", "initoverlayfs/cmd/storage-init"},
-	} {
-		cmd := exec.Command("go", append([]string{"build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", dir}, args...)...)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if text, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("%v: %w: %s", cmd.Args, err, text)
-		}
-	}
-	return filepath.Join(dir, "initoverlayfs"), nil
+	return filepath.Join(dir, "initoverlayfs"), fixtures.BuildPrograms(dir)
 })
 
 // command is a call of the command line.
