@@ -116,6 +116,7 @@ install: build man ## into $(DESTDIR)$(PREFIX), and configuration into $(DESTDIR
 	$(PROGRAM) -t $(DESTDIR)$(SYSCONFDIR)/kernel/postinst.d dracut/hooks/kernel-postinst.d/*
 	$(PROGRAM) -t $(DESTDIR)$(SYSCONFDIR)/kernel/postrm.d dracut/hooks/kernel-postrm.d/*
 	$(PROGRAM) -t $(DESTDIR)$(SYSCONFDIR)/initramfs/post-update.d dracut/hooks/initramfs-post-update.d/*
+	$(PROGRAM) -t $(DESTDIR)$(SYSCONFDIR)/grub.d dracut/hooks/grub.d/*
 	$(INSTALL) packaging/initoverlayfs.conf $(DESTDIR)$(SYSCONFDIR)/initoverlayfs.conf
 	for page in out/man/*; do \
 		$(INSTALL) "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}"; \

@@ -14,6 +14,9 @@ import (
 // Each hook hands its arguments on as they are, and the program's exit status back.
 func TestHooksCallTheVerb(t *testing.T) {
 	for path, name := range hooks(t) {
+		if name == "grub" {
+			continue // prints a menu; package bootentry tests it
+		}
 		t.Run(filepath.Base(filepath.Dir(path)), func(t *testing.T) {
 			bin := t.TempDir()
 			fake := "#!/bin/sh\nprintf '<%s>' \"$@\"\necho told >&2\nexit 7\n"
