@@ -10,7 +10,7 @@ LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint v2.15.0
 NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm v2.45.2
 # What the tests read and boot.
 TEST_FIXTURES := kernel-6.1 kernel-6.12 dracut-6.1.img dracut-nosystemd-6.1.img dracut-6.12.img \
-	initramfs-tools-6.1.img root-bookworm.ext4 bootctl-bookworm
+	initramfs-tools-6.1.img root-bookworm.tar root-bookworm.ext4 bootctl-bookworm
 SID_FIXTURES := erofs-utils-1.9 kernel-sid dracut-sid.img bootctl-sid
 # Sets EROFS_UTILS to the newer erofs-utils, which tests use beside the machine's own.
 FIND_EROFS_UTILS := export EROFS_UTILS; EROFS_UTILS=$$($(FIXTURES) path erofs-utils-1.9) || [ "$${CI:-}" != true ]

@@ -121,7 +121,7 @@ func Create(ctx context.Context, path string, s Spec) (parts []Partition, err er
 	if table.GUID == "" {
 		table.GUID = DerivedUUID(s.Seed, "disk")
 	}
-	if err := checkFormat(s.Format); err != nil {
+	if err := CheckFormat(s.Format); err != nil {
 		return nil, fmt.Errorf("disk %s: %w", path, err)
 	}
 	err = makeFile(ctx, path, s.Seed, s.Epoch, func(m *maker, out string) error {
@@ -221,13 +221,16 @@ func syncPath(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-func checkFormat(format string) error {
+// CheckFormat makes sure that a format is known, and what makes it is there.
+func CheckFormat(format string) error {
 	switch format {
 	case "", Raw:
 		return nil
 	case QCOW2:
-		_, err := exec.LookPath("qemu-img")
-		return err
+		if _, err := exec.LookPath("qemu-img"); err != nil {
+			return &HintedError{err, "install qemu-utils (Debian) or qemu-img"}
+		}
+		return nil
 	}
 	return fmt.Errorf("unknown format %q; it is %s or %s", format, Raw, QCOW2)
 }

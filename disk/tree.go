@@ -1,13 +1,18 @@
 package disk
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -57,6 +62,51 @@ func CheckTree(path string) error {
 // actsAsRoot reports whether programs that are run can make device nodes, or
 // believe so.
 func actsAsRoot() bool { return os.Geteuid() == 0 || os.Getenv("FAKEROOTKEY") != "" }
+
+// TreeDigest tells trees apart: archives by their bytes, directories by the
+// names, kinds, owners, modes, sizes and times of what is in them.
+func TreeDigest(ctx context.Context, path string) (string, error) {
+	h := sha256.New()
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return "", err
+	case info.IsDir():
+		err = filepath.WalkDir(path, func(name string, d fs.DirEntry, err error) error {
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err != nil {
+				return err
+			}
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			st, ok := info.Sys().(*syscall.Stat_t)
+			if !ok {
+				return fmt.Errorf("%s: no owner", name)
+			}
+			size := info.Size()
+			if info.IsDir() {
+				size = 0 // it is the host's filesystem's
+			}
+			_, err = fmt.Fprintf(h, "%q %v %d %d %d %d %d\n", strings.TrimPrefix(name, path), info.Mode(), st.Uid, st.Gid, st.Rdev, size, info.ModTime().UnixNano())
+			return err
+		})
+	default:
+		var f *os.File
+		if f, err = os.Open(path); err != nil {
+			return "", err
+		}
+		defer f.Close()
+		_, err = io.Copy(h, f)
+	}
+	if err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
 
 // treeSize is what a directory takes in a filesystem of 4096-byte blocks.
 type treeSize struct{ bytes, inodes int64 }

@@ -170,7 +170,7 @@ func (i *installation) writeEntries(ctx context.Context, state *State) ([]string
 		}
 	}
 	known, err := i.updateGrub(ctx)
-	if err == nil && p == nil && !known {
+	if err == nil && p == nil && !known && !i.o.EntriesFollow {
 		i.warn("no boot loader was found that has an entry of kernel " + i.o.KernelVersion + " beside which ours could be put; the pair is there, and is not booted")
 	}
 	return names, err

@@ -19,7 +19,7 @@ func GrubKernels(o Options, bootPath string) ([]bootentry.GrubKernel, error) {
 	var menu []bootentry.GrubKernel
 	for _, kver := range kernels {
 		o.KernelVersion = kver
-		i, err := prepareKernel(&o)
+		i, err := prepareKernel(&o, false)
 		if err != nil {
 			return nil, err
 		}

@@ -2,6 +2,7 @@ package install
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -28,6 +29,9 @@ type Options struct {
 	Settings [][2]string
 	// Force makes a new pair even if nothing has changed.
 	Force bool
+	// EntriesFollow tells that the caller makes the plain entry later, and then
+	// calls again.
+	EntriesFollow bool
 	// NoEntries leaves the boot loader's menu alone.
 	NoEntries bool
 
@@ -70,7 +74,7 @@ type installation struct {
 
 // prepare finds the folders that a run is about: without a kernel, those that
 // have the folders of kernels.
-func prepare(o *Options) (*installation, error) {
+func prepare(o *Options, forNew bool) (*installation, error) {
 	i := &installation{o: o, m: machine{o.Sysroot}, progress: o.Progress, warn: o.Warn}
 	if i.progress == nil {
 		i.progress = func(string) {}
@@ -90,7 +94,7 @@ func prepare(o *Options) (*installation, error) {
 			return nil, fmt.Errorf("%s: %w", s[0], err)
 		}
 	}
-	boot, err := i.m.bootDir(firstOf(o.BootDir, i.config.BootDir), o.KernelVersion)
+	boot, err := i.m.bootDir(firstOf(o.BootDir, i.config.BootDir), o.KernelVersion, forNew)
 	if err != nil {
 		return nil, err
 	}
@@ -105,11 +109,11 @@ func prepare(o *Options) (*installation, error) {
 }
 
 // prepareKernel prepares a run that is about one kernel.
-func prepareKernel(o *Options) (*installation, error) {
+func prepareKernel(o *Options, forNew bool) (*installation, error) {
 	if err := checkKernelVersion(o.KernelVersion); err != nil {
 		return nil, err
 	}
-	return prepare(o)
+	return prepare(o, forNew)
 }
 
 func (i *installation) statePath() string { return filepath.Join(i.dir, stateName) }
@@ -118,7 +122,7 @@ func (i *installation) statePath() string { return filepath.Join(i.dir, stateNam
 // what was booted before is still there, and is booted until the new pair is
 // whole.
 func Install(ctx context.Context, o Options) (*Result, error) {
-	i, err := prepareKernel(&o)
+	i, err := prepareKernel(&o, true)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +139,7 @@ func Install(ctx context.Context, o Options) (*Result, error) {
 	if state == nil {
 		state = &State{Format: stateFormat, KernelVersion: o.KernelVersion}
 	} else if err := i.prune(state); err != nil {
-		return nil, err
+		return nil, err // what a run that was killed has left takes space
 	}
 	number, err := i.nextNumber(state)
 	if err != nil {
@@ -177,7 +181,7 @@ func Install(ctx context.Context, o Options) (*Result, error) {
 		}
 	}
 	// Only now nothing refers to the older generations any more.
-	return result, i.prune(&result.State)
+	return result, i.retire(&result.State)
 }
 
 // replace makes a new generation the current one.
@@ -250,8 +254,8 @@ func (i *installation) nextNumber(state *State) (int, error) {
 	return next + 1, nil
 }
 
-// prune removes the folders of generations that are neither current nor
-// previous, and what an earlier run that was killed has left.
+// prune removes the folders of generations that the state does not have: those
+// of runs that were killed.
 func (i *installation) prune(state *State) error {
 	var unused []string
 	for _, dir := range slices.Compact([]string{i.dir, i.imageDir}) {
@@ -260,7 +264,7 @@ func (i *installation) prune(state *State) error {
 			return err
 		}
 		for _, n := range numbers {
-			if n != state.Current && n != state.Previous {
+			if state.generation(n) == nil {
 				unused = append(unused, filepath.Join(dir, strconv.Itoa(n)))
 			}
 		}
@@ -270,15 +274,25 @@ func (i *installation) prune(state *State) error {
 		}
 		unused = append(unused, pending...)
 	}
-	before := len(state.Generations)
-	state.keep()
-	if len(state.Generations) != before {
+	return removeAll(unused)
+}
+
+// retire forgets the generations that are neither current nor previous, and
+// removes them.
+func (i *installation) retire(state *State) error {
+	var dirs []string
+	for _, g := range state.retire() {
+		for _, file := range g.files() {
+			dirs = append(dirs, filepath.Dir(i.m.path(file))) // image_dir may have been another
+		}
+	}
+	if len(dirs) > 0 {
 		// First what refers to the folders, then the folders.
 		if err := state.write(i.statePath()); err != nil {
 			return err
 		}
 	}
-	return removeAll(unused)
+	return errors.Join(removeAll(dirs), i.prune(state))
 }
 
 func escapeGlob(s string) string {

@@ -291,14 +291,56 @@ func TestInstallAfterKill(t *testing.T) {
 	s.install()
 	s.wantFiles(append(pairFiles("1"), currentEntry)...)
 
+	// Between the new state and the new entries: the entry names the pair that is
+	// neither the current one nor the one that the system runs on.
+	s.source("second")
+	running := s.install()
+	s.write("run/initoverlayfs/boot.json", `{"image_uuid":"`+running.Generations[0].ImageUUID+`"}`)
+	s.source("third")
+	s.o.NoEntries = true
+	i, err := prepareKernel(&s.o, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i.work, err = os.MkdirTemp(s.o.WorkDir, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.configure(3); err != nil {
+		t.Fatal(err)
+	}
+	src, err := i.source(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	state, err := readState(i.statePath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := i.replace(context.Background(), state, src, 3, ""); err != nil {
+		t.Fatal(err)
+	}
+	s.wantFiles(append(pairFiles("1", "2", "3"), currentEntry, previousEntry)...)
+	s.o.Freeze = func(context.Context, string) error { return errors.New("killed once more") }
+	s.source("fourth")
+	if _, err := Install(context.Background(), s.o); err == nil {
+		t.Fatal("no error")
+	}
+	s.wantFiles(append(pairFiles("1", "2", "3"), currentEntry, previousEntry)...)
+	s.o.Freeze = func(context.Context, string) error { return nil }
+	s.o.NoEntries = false
+	if r := s.install(); r.Current != 4 || r.Previous != 1 {
+		t.Errorf("%+v; want 4 and the running 1", r.State)
+	}
+	s.wantFiles(append(pairFiles("1", "4"), currentEntry, previousEntry)...)
+
 	// Without a state nothing is known of the folders: one of them may be booted.
 	if err := os.Remove(filepath.Join(s.root, "boot/initoverlayfs", kver, stateName)); err != nil {
 		t.Fatal(err)
 	}
-	if r := s.install(); r.Current != 2 || r.Previous != 0 {
+	if r := s.install(); r.Current != 5 || r.Previous != 0 {
 		t.Errorf("without a state: %+v", r)
 	}
-	s.wantFiles(append(pairFiles("2"), currentEntry)...)
+	s.wantFiles(append(pairFiles("5"), currentEntry)...)
 }
 
 // A failure at any step leaves what was there.

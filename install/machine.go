@@ -47,10 +47,10 @@ func (m machine) name(path string) string {
 var bootDirs = []string{"/efi", "/boot/efi", "/boot"}
 
 // bootDir gives the folder from which the boot loader reads, by the machine's
-// name of it. Of several, such as an ESP and an extended boot partition, it is
-// the one that has what is looked for: entries of the kernel for a new pair, else
-// pairs.
-func (m machine) bootDir(named, kver string) (string, error) {
+// name of it. There may be several, such as an ESP and an extended boot
+// partition. A new pair goes where the kernel has its plain entry; else it is
+// the folder that has pairs.
+func (m machine) bootDir(named, kver string, forNew bool) (string, error) {
 	if named != "" {
 		if !filepath.IsAbs(named) {
 			return "", fmt.Errorf("boot folder %q is not an absolute path", named)
@@ -61,11 +61,12 @@ func (m machine) bootDir(named, kver string) (string, error) {
 		}
 		return named, err
 	}
+	plain := func(dir string) bool {
+		entries, err := bootentry.PlainEntries(m.path(dir), kver)
+		return forNew && err == nil && len(entries) > 0
+	}
 	for _, has := range []func(dir string) bool{
-		func(dir string) bool {
-			plain, err := bootentry.PlainEntries(m.path(dir), kver)
-			return err == nil && len(plain) > 0
-		},
+		plain,
 		func(dir string) bool { return isDir(m.path(dir, folder, kver)) },
 		func(dir string) bool { return isDir(m.path(dir, "loader/entries")) },
 		func(dir string) bool { return dir == "/boot" && isDir(m.path(dir)) },

@@ -3,6 +3,7 @@ package install
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -17,7 +18,9 @@ func TestBootDir(t *testing.T) {
 		{"nothing", nil, "", ""},
 		{"no loader", []string{"boot/x"}, "", "/boot"},
 		{"ESP", []string{"boot/x", "boot/efi/loader/entries/x.conf"}, "", "/boot/efi"},
-		{"ESP and extended boot partition", []string{"efi/loader/entries/x.conf", "boot/loader/entries/" + token + "-" + kver + ".conf"}, "", "/boot"},
+		{"new, ESP and extended boot partition", []string{"efi/loader/entries/x.conf", "boot/loader/entries/" + token + "-" + kver + ".conf"}, "", "/boot"},
+		{"new, an entry elsewhere", []string{"efi/loader/entries/" + token + "-" + kver + ".conf", "boot/initoverlayfs/" + kver + "/x"}, "", "/efi"},
+		{"pairs, and an entry elsewhere", []string{"efi/loader/entries/" + token + "-" + kver + ".conf", "boot/initoverlayfs/" + kver + "/x"}, "", "/boot"},
 		{"pairs before a loader", []string{"efi/loader/entries/x.conf", "boot/initoverlayfs/" + kver + "/x"}, "", "/boot"},
 		{"named", []string{"boot/efi/loader/entries/x.conf", "here/x"}, "/here", "/here"},
 		{"named, not there", []string{"boot/x"}, "/here", ""},
@@ -35,7 +38,7 @@ func TestBootDir(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		got, err := machine{root}.bootDir(test.named, kver)
+		got, err := machine{root}.bootDir(test.named, kver, strings.HasPrefix(test.name, "new"))
 		if err != nil && test.want != "" || err == nil && got != test.want {
 			t.Errorf("%s: %q, %v; want %q", test.name, got, err, test.want)
 		}

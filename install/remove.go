@@ -14,7 +14,7 @@ import (
 // so that none of them names what is gone, then the files. It is an error if
 // there is nothing.
 func Remove(ctx context.Context, o Options) error {
-	i, err := prepareKernel(&o)
+	i, err := prepareKernel(&o, false)
 	if err != nil {
 		return err
 	}
@@ -64,7 +64,7 @@ func Remove(ctx context.Context, o Options) error {
 // Kernels lists the kernels for which something is installed.
 func Kernels(o Options) ([]string, error) {
 	o.KernelVersion = ""
-	i, err := prepare(&o)
+	i, err := prepare(&o, false)
 	if err != nil {
 		return nil, err
 	}

@@ -8,8 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
+	"strings"
 
 	"initoverlayfs/builder"
 )
@@ -71,11 +71,18 @@ func (s *State) generation(number int) *Generation {
 	return nil
 }
 
-// keep drops the generations that are neither current nor previous.
-func (s *State) keep() {
-	s.Generations = slices.DeleteFunc(s.Generations, func(g Generation) bool {
-		return g.Number != s.Current && g.Number != s.Previous
-	})
+// retire takes out the generations that are neither current nor previous.
+func (s *State) retire() []Generation {
+	var retired, kept []Generation
+	for _, g := range s.Generations {
+		if g.Number == s.Current || g.Number == s.Previous {
+			kept = append(kept, g)
+		} else {
+			retired = append(retired, g)
+		}
+	}
+	s.Generations = kept
+	return retired
 }
 
 // readState reads the state of a kernel's folder; nil if nothing is installed.
@@ -103,7 +110,8 @@ func readState(path string) (*State, error) {
 	}
 	for _, g := range s.Generations {
 		for _, file := range g.files() {
-			if g.Number <= 0 || !filepath.IsAbs(file) || filepath.Base(filepath.Dir(file)) != strconv.Itoa(g.Number) {
+			place := filepath.Join("/", folder, s.KernelVersion, strconv.Itoa(g.Number))
+			if g.Number <= 0 || filepath.Clean(file) != file || !strings.HasSuffix(filepath.Dir(file), place) {
 				return nil, damaged(path, fmt.Errorf("generation %d: bad path %q", g.Number, file))
 			}
 		}

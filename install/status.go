@@ -54,7 +54,7 @@ func ReadOverview(ctx context.Context, o Options) (*Overview, error) {
 	}
 	slices.Sort(kernels)
 	o.KernelVersion = ""
-	i, err := prepare(&o)
+	i, err := prepare(&o, false)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +71,7 @@ func ReadOverview(ctx context.Context, o Options) (*Overview, error) {
 	}
 	for _, kver := range kernels {
 		o.KernelVersion = kver
-		i, err := prepare(&o)
+		i, err := prepare(&o, false)
 		if err != nil {
 			return nil, err
 		}

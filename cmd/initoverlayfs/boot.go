@@ -29,6 +29,9 @@ type bootFlags struct {
 	dir, kver, kernel  string
 	backend, initramfs string
 	rootDisk, bootDisk string
+	disk               string
+	firmware           string
+	firmwareVars       string
 	bootfsType         string
 	appendWords        string
 	memoryMiB, cpus    int
@@ -59,6 +62,9 @@ func (a *app) bootCommand() *cobra.Command {
 	p.StringVar(&f.initramfs, "initramfs", "", "initramfs `FILE` of the backend plain")
 	p.StringVar(&f.rootDisk, "rootdisk", "", "disk `IMAGE` with the real root; the guest's writes are thrown away")
 	p.StringVar(&f.bootDisk, "bootdisk", "", "disk `IMAGE` with the boot filesystem or the image; writes are thrown away")
+	p.StringVar(&f.disk, "disk", "", "disk `IMAGE` that UEFI firmware boots, as the verb disk makes it; writes are thrown away.\nIts entries need the words that follow the boot: see README.md")
+	p.StringVar(&f.firmware, "firmware", "", "`FILE` of the UEFI firmware for --disk (default: the distribution's OVMF)")
+	p.StringVar(&f.firmwareVars, "firmware-vars", "", "`FILE` with the firmware's variables; the guest gets a copy")
 	p.StringVar(&f.bootfsType, "bootfstype", "", "`TYPE` of the boot filesystem that is made (default: the build's, else ext4)")
 	p.StringVar(&f.appendWords, "append", "", "further `WORDS` of the kernel command line")
 	p.IntVar(&f.memoryMiB, "memory", 1024, "`MIB` of memory that the guest can use")
@@ -127,6 +133,8 @@ func (a *app) boot(ctx context.Context, f *bootFlags) error {
 	}
 	if r.Handover != nil && r.Handover.Backend != "" {
 		doc.Backend = string(r.Handover.Backend) // of auto, the one that served
+	} else if f.disk != "" && bootErr == nil {
+		doc.Backend = plainBackend // the entry that was chosen
 	}
 	if r.Done != nil {
 		doc.Record = r.Done.Record
@@ -137,10 +145,17 @@ func (a *app) boot(ctx context.Context, f *bootFlags) error {
 	if bootErr != nil {
 		doc.Error = bootErr.Error()
 	}
+	if f.disk != "" && bootErr != nil && r.LastS == 0 {
+		words, err := vmtest.ConsoleWords(f.arch)
+		if err != nil {
+			return err
+		}
+		bootErr = hinted{bootErr, "make the disk with --append '" + strings.Join(words, " ") + "', so that the boot can be followed"}
+	}
 	if f.asJSON {
 		err = a.printJSON(doc)
 	} else {
-		err = a.printBoot(doc, f.rootDisk != "")
+		err = a.printBoot(doc, f.rootDisk != "" || f.disk != "")
 	}
 	if err != nil {
 		return err
@@ -196,6 +211,14 @@ func (f *bootFlags) machine(ctx context.Context) (m vmtest.Machine, backend stri
 		return m, "", nil, usageErrorf("--memory: %d MiB boot nothing", f.memoryMiB)
 	}
 	switch {
+	case (f.firmware == "") != (f.firmwareVars == ""):
+		return m, "", nil, usageErrorf("--firmware and --firmware-vars need each other")
+	case f.disk != "":
+		return m, "disk", nil, f.attachDisk(&m)
+	case f.firmware != "":
+		return m, "", nil, usageErrorf("--firmware goes with --disk")
+	}
+	switch {
 	case f.backend == plainBackend && f.initramfs == "":
 		return m, "", nil, usageErrorf("the backend plain needs --initramfs")
 	case f.backend != plainBackend && f.initramfs != "":
@@ -229,6 +252,47 @@ func (f *bootFlags) machine(ctx context.Context) (m vmtest.Machine, backend stri
 	}
 	m.Append = append(m.Append, strings.Fields(f.appendWords)...)
 	return m, backend, cleanup, nil
+}
+
+// attachDisk has the firmware boot a disk, which has everything.
+func (f *bootFlags) attachDisk(m *vmtest.Machine) error {
+	for flag, value := range map[string]string{
+		"backend": f.backend, "initramfs": f.initramfs, "rootdisk": f.rootDisk, "bootdisk": f.bootDisk, "append": f.appendWords,
+	} {
+		if value != "" {
+			return usageErrorf("--disk has everything: it goes without --%s", flag)
+		}
+	}
+	format, err := diskFormat(f.disk)
+	if err != nil {
+		return err
+	}
+	m.Firmware = &vmtest.Firmware{Code: f.firmware, Vars: f.firmwareVars}
+	if f.firmware == "" {
+		if m.Firmware, err = vmtest.FindFirmware(f.arch); err != nil {
+			return hinted{err, "install ovmf (Debian) or edk2-ovmf, or name its files with --firmware and --firmware-vars"}
+		}
+	}
+	m.Drives = append(m.Drives, vmtest.Drive{Path: f.disk, Format: format, Snapshot: true})
+	m.Expect = append(m.Expect, vmtest.MultiUser)
+	return nil
+}
+
+// diskFormat tells a qcow2 from a raw disk.
+func diskFormat(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	magic := make([]byte, 4)
+	if _, err := io.ReadFull(f, magic); err != nil {
+		return "", fmt.Errorf("disk %s: %w", path, err)
+	}
+	if string(magic) == "QFI\xfb" {
+		return disk.QCOW2, nil
+	}
+	return disk.Raw, nil
 }
 
 // attachBuild gives the guest the mini-initramfs of the build and its image, as

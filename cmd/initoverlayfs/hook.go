@@ -123,6 +123,9 @@ func kernelPostinstHook(_ *app, o *install.Options, args []string) (func(context
 		return nil, fmt.Errorf("no arguments, want VERSION")
 	}
 	o.KernelVersion = args[0]
+	// Debian's systemd-boot calls kernel-install from a hook that comes later.
+	_, err := os.Stat("/etc/kernel/postinst.d/zz-systemd-boot")
+	o.EntriesFollow = err == nil
 	return installPair, nil
 }
 

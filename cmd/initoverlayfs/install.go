@@ -157,23 +157,32 @@ func (a *app) removeCommand() *cobra.Command {
 		if all == (len(args) == 1) {
 			return usageErrorf("remove: give a kernel's version, or --all")
 		}
-		kernels := args
-		if all {
-			var err error
-			if kernels, err = install.Kernels(o); err != nil {
+		if !all {
+			return a.remove(ctx, o, args)
+		}
+		// As long as there are some: a machine may have several boot folders.
+		for {
+			kernels, err := install.Kernels(o)
+			if err != nil || len(kernels) == 0 {
+				return err
+			}
+			if err := a.remove(ctx, o, kernels); err != nil {
 				return err
 			}
 		}
-		for _, kver := range kernels {
-			o.KernelVersion = kver
-			if err := install.Remove(ctx, o); err != nil {
-				return err
-			}
-			a.progress("removed the pairs of kernel %s", kver)
-		}
-		return nil
 	})
 	return cmd
+}
+
+func (a *app) remove(ctx context.Context, o install.Options, kernels []string) error {
+	for _, kver := range kernels {
+		o.KernelVersion = kver
+		if err := install.Remove(ctx, o); err != nil {
+			return err
+		}
+		a.progress("removed the pairs of kernel %s", kver)
+	}
+	return nil
 }
 
 func (a *app) freezeCommand() *cobra.Command {

@@ -36,9 +36,10 @@ const testKernel = "6.1.0-9-amd64"
 //	STATIC     a storage-init that does nothing
 //	DYNAMIC    one that needs a dynamic linker
 //	TOOLLESS   a PATH that has nothing but the command itself
+//	BZIMAGE    the begin of a kernel that unpacks itself to 16 to 48 MiB
 //	QEMU       a program that behaves as if it were QEMU, see fakeQEMU
 func TestScripts(t *testing.T) {
-	for _, tool := range []string{"mkfs.erofs", "fakeroot", "mke2fs"} {
+	for _, tool := range []string{"mkfs.erofs", "fakeroot", "mke2fs", "mtype", "sfdisk", "qemu-img"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			if os.Getenv("CI") == "true" {
 				t.Fatal(err)
@@ -62,6 +63,7 @@ func TestScripts(t *testing.T) {
 		"INITRAMFS=" + write("source.img", sourceArchive(t), 0o600),
 		"STATIC=" + write("static", emptyProgram(t, false), 0o755),
 		"DYNAMIC=" + write("dynamic", emptyProgram(t, true), 0o755),
+		"BZIMAGE=" + write("bzImage", bzImage(), 0o644),
 		"QEMU=" + write("qemu", []byte(fakeQEMU), 0o755),
 	}
 	scripts, err := filepath.Glob("testdata/script/*.txtar")
@@ -124,7 +126,7 @@ func digest(ts *testscript.TestScript, neg bool, args []string) {
 func writeKernel(t *testing.T, root string) string {
 	t.Helper()
 	k := kmodtest.Kernel{Version: testKernel}
-	for _, m := range []string{"erofs", "overlay", "loop", "ext4", "virtio_pci", "virtio_blk", "nd_pmem", "nd_e820"} {
+	for _, m := range []string{"erofs", "overlay", "loop", "ext4", "vfat", "nls_cp437", "nls_ascii", "virtio_pci", "virtio_blk", "nd_pmem", "nd_e820"} {
 		k.Modules = append(k.Modules, kmodtest.Module{File: "kernel/" + m + ".ko"})
 	}
 	modules := kmodtest.Write(t, root, k)
@@ -197,6 +199,15 @@ func emptyProgram(t *testing.T, dynamic bool) []byte {
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+// bzImage is the header of a kernel for amd64.
+func bzImage() []byte {
+	b := make([]byte, 0x400)
+	copy(b[0x202:], "HdrS")
+	binary.LittleEndian.PutUint64(b[0x258:], 16<<20) // preferred address
+	binary.LittleEndian.PutUint32(b[0x260:], 32<<20-4096)
+	return b
 }
 
 // fakeQEMU writes what a guest would write to its two serial ports, which are
