@@ -113,7 +113,7 @@ type Plan struct {
 	Boot     string // $BOOT, the folder that has loader/entries
 	Version  string // of the kernel
 	Plain    *Entry // what ours are derived from: of PlainEntries, or of NewEntry
-	Initrd   string // mini-initramfs as the boot loader sees it, from $BOOT with a leading slash
+	Initrd   string // mini-initramfs as the boot loader sees it: below Prefix, with a leading slash
 	Previous string // that of the previous pair, or ""
 	// Tries are the boots that a new entry gets to prove itself where the plain
 	// entry has no counter (kernel-install's /etc/kernel/tries); 0 is no counting.

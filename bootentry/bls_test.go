@@ -489,3 +489,36 @@ func TestVerify(t *testing.T) {
 		t.Errorf("Verify without a plain entry = %v", result)
 	}
 }
+
+func TestEntryPaths(t *testing.T) {
+	dir := boot(t, nil)
+	write(t, filepath.Join(dir, "vmlinuz-1"), "kernel")
+	if err := os.MkdirAll(filepath.Join(dir, "token/1"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "token/1/linux"), "kernel")
+	for linux, want := range map[string]string{
+		"/vmlinuz-1":           "",
+		"/token/1/linux":       "",
+		"/boot/vmlinuz-1":      "/boot",
+		"/root/boot/vmlinuz-1": "/root/boot",
+		"/boot/token/1/linux":  "/boot",
+		"/@/boot//vmlinuz-1":   "/@/boot",
+		"/boot/vmlinuz-2":      "",
+		"/boot/token/1":        "", // a folder
+		"vmlinuz-1":            "",
+		"":                     "",
+		"/":                    "",
+		"/boot/":               "",
+		"(hd0,gpt2)/vmlinuz-1": "",
+	} {
+		e := ParseBLS("x.conf", []byte("linux "+linux+"\n"))
+		if got := e.Prefix(dir); got != want {
+			t.Errorf("Prefix of %q = %q; want %q", linux, got, want)
+		}
+	}
+	e := ParseBLS("x.conf", []byte("initrd /ucode /b.img $tuned_initrd\ninitrd\t/c.img\ninitrd\noptions /d\n"))
+	if got, want := e.Initrds(), []string{"/ucode", "/b.img", "/c.img"}; !slices.Equal(got, want) {
+		t.Errorf("Initrds = %q; want %q", got, want)
+	}
+}

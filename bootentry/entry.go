@@ -95,6 +95,39 @@ func (e *Entry) All(key string) []string {
 	return values
 }
 
+// Initrds gives the archives that the entry loads, in order. What GRUB would put in
+// the place of a variable is not among them.
+func (e *Entry) Initrds() []string {
+	var archives []string
+	for _, value := range e.All("initrd") {
+		for word := range strings.FieldsSeq(value) {
+			if strings.HasPrefix(word, "/") {
+				archives = append(archives, word)
+			}
+		}
+	}
+	return archives
+}
+
+// Prefix gives what an entry of $BOOT puts before the path of a file there, found
+// by where its kernel lies: nothing if $BOOT is a filesystem of its own; else GRUB
+// is told "/boot/vmlinuz-V", on a btrfs "/root/boot/vmlinuz-V". Nothing is also
+// what a kernel gives that lies elsewhere.
+func (e *Entry) Prefix(boot string) string {
+	linux := e.Get("linux")
+	for rest := linux; strings.HasPrefix(rest, "/"); {
+		if info, err := os.Stat(filepath.Join(boot, rest)); err == nil && info.Mode().IsRegular() {
+			return linux[:len(linux)-len(rest)]
+		}
+		next := strings.IndexByte(rest[1:], '/')
+		if next < 0 {
+			break
+		}
+		rest = rest[1+next:]
+	}
+	return ""
+}
+
 // add appends a line in the columns that kernel-install writes.
 func (e *Entry) add(key, value string) {
 	e.lines = append(e.lines, line{key: key, prefix: fmt.Sprintf("%-10s ", key), value: value})
@@ -272,11 +305,9 @@ func (e *Entry) derive(role Role, version, initrd string) *Entry {
 // has to come first.
 func (e *Entry) initrds(prefix, initrd string) []line {
 	var lines []line
-	for _, value := range e.All("initrd") {
-		for word := range strings.FieldsSeq(value) {
-			if isMicrocode(path.Base(word)) && safePath(word) {
-				lines = append(lines, line{"initrd", prefix, word})
-			}
+	for _, archive := range e.Initrds() {
+		if isMicrocode(path.Base(archive)) && safePath(archive) {
+			lines = append(lines, line{"initrd", prefix, archive})
 		}
 	}
 	return append(lines, line{"initrd", prefix, initrd})

@@ -56,6 +56,11 @@ type Options struct {
 	StripModuleSignature bool
 	FirmwareDirs         []string // empty: those of the system that has the modules
 
+	// MiniBuilder, if set, makes the mini-initramfs, with everything that belongs
+	// in it: what is said above of modules, drivers and compression is then its
+	// own affair. The configuration has the image's identity.
+	MiniBuilder func(ctx context.Context, c bootconf.Config, out *os.File) error
+
 	// Epoch is the value of SOURCE_DATE_EPOCH, in seconds.
 	Epoch       int64
 	ToolVersion string
@@ -104,7 +109,7 @@ func Build(ctx context.Context, o Options) (*bootconf.Manifest, error) {
 		return nil, err
 	}
 	// What the kernel lacks is known before the long part begins.
-	if _, err := planModules(&mini); err != nil {
+	if err := o.checkKernel(&mini); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(o.OutputDir, 0o755); err != nil {
@@ -167,14 +172,22 @@ func (o *Options) build(ctx context.Context, tree *fullTree, program string, min
 	if slices.Contains(mini.Config.Backends, bootconf.Embedded) {
 		mini.Image = io.NewSectionReader(imageFile, 0, image.SizeBytes)
 	}
-	h := sha256.New()
-	modules, err := WriteMini(io.MultiWriter(miniFile, h), mini)
+	var modules []bootconf.Module
+	if o.MiniBuilder != nil {
+		err = o.MiniBuilder(ctx, mini.Config, miniFile)
+	} else {
+		modules, err = WriteMini(miniFile, mini)
+	}
 	if err != nil {
 		return nil, err
 	}
 	miniInfo, err := miniFile.Stat()
 	if err != nil {
 		return nil, err
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, io.NewSectionReader(miniFile, 0, miniInfo.Size())); err != nil {
+		return nil, fmt.Errorf("read %s: %w", miniFile.Name(), err)
 	}
 
 	m := &bootconf.Manifest{
@@ -220,6 +233,22 @@ func (o *Options) build(ctx context.Context, tree *fullTree, program string, min
 		return nil, err
 	}
 	return m, files.publish()
+}
+
+// checkKernel reports what the kernel lacks for the mini-initramfs.
+func (o *Options) checkKernel(mini *MiniOptions) error {
+	if o.MiniBuilder == nil {
+		_, err := planModules(mini)
+		return err
+	}
+	var errs []error
+	for _, b := range mini.Config.Backends {
+		if b == bootconf.Embedded {
+			return errors.New("backend embedded needs a mini-initramfs of our own making")
+		}
+		errs = append(errs, CheckBackend(b, mini.Modules, mini.KernelConfig))
+	}
+	return errors.Join(errs...)
 }
 
 // image puts the image of a tree into the empty file f.

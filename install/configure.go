@@ -171,6 +171,9 @@ func (i *installation) build(ctx context.Context, src *source) (*bootconf.Manife
 	b.Image.TempDir = i.work
 	b.Storage = i.storage()
 	b.Progress, b.Warn = i.progress, i.warn
+	if i.config.Systemd {
+		b.MiniBuilder = i.systemdMini
+	}
 	return builder.Build(ctx, b)
 }
 

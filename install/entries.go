@@ -28,8 +28,9 @@ func (i *installation) plainInitrds() []string {
 	}
 	var names []string
 	for _, p := range plain {
-		if initrd := p.Get("initrd"); initrd != "" {
-			names = append(names, i.m.name(filepath.Join(i.bootDir, initrd)))
+		if archives := p.Initrds(); len(archives) > 0 {
+			path := strings.TrimPrefix(archives[len(archives)-1], p.Prefix(i.bootDir))
+			names = append(names, i.m.name(filepath.Join(i.bootDir, path)))
 		}
 	}
 	return names
@@ -59,13 +60,14 @@ func (i *installation) tokens() ([]string, error) {
 	return tokens, nil
 }
 
-// loaderPath is how entries name a file of the machine: from the boot folder.
-func (i *installation) loaderPath(name string) (string, error) {
+// loaderPath is how entries name a file of the machine: from the boot folder, with
+// the prefix that the plain entry has.
+func (i *installation) loaderPath(prefix, name string) (string, error) {
 	rel, err := filepath.Rel(i.bootDir, i.m.path(name))
 	if err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
 		return "", fmt.Errorf("%s does not lie below %s, where the boot loader reads", name, i.bootDir)
 	}
-	return "/" + rel, nil
+	return prefix + "/" + rel, nil
 }
 
 // plan is what the entries of a state are; nil if the machine has none of its
@@ -79,6 +81,9 @@ func (i *installation) plan(state *State) (*bootentry.Plan, error) {
 		return nil, err
 	}
 	p := &bootentry.Plan{Boot: i.bootDir, Version: i.o.KernelVersion}
+	if p.Tokens, err = i.tokens(); err != nil {
+		return nil, err
+	}
 	switch {
 	case len(plain) > 0:
 		p.Plain = plain[0]
@@ -87,11 +92,12 @@ func (i *installation) plan(state *State) (*bootentry.Plan, error) {
 			return nil, err
 		}
 	}
-	if p.Initrd, err = i.loaderPath(state.generation(state.Current).Mini); err != nil {
+	prefix := p.Plain.Prefix(i.bootDir)
+	if p.Initrd, err = i.loaderPath(prefix, state.generation(state.Current).Mini); err != nil {
 		return nil, err
 	}
 	if g := state.generation(state.Previous); g != nil {
-		if p.Previous, err = i.loaderPath(g.Mini); err != nil {
+		if p.Previous, err = i.loaderPath(prefix, g.Mini); err != nil {
 			return nil, err
 		}
 	}
@@ -114,7 +120,7 @@ func (i *installation) newEntry(state *State) (*bootentry.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	initrd, err := i.loaderPath(source)
+	initrd, err := i.loaderPath("", source)
 	if source == "" || err != nil || !isFile(linux) || strings.TrimSpace(options) == "" {
 		return nil, nil
 	}
@@ -130,9 +136,14 @@ func (i *installation) newEntry(state *State) (*bootentry.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
+	// systemd-boot sorts by it: an entry must have it where kernel-install's do.
+	if machineID = strings.TrimSpace(machineID); machineID != tokens[0] {
+		machineID = ""
+	}
 	return bootentry.NewEntry(bootentry.Template{
-		Token: tokens[0], Version: kver, MachineID: strings.TrimSpace(machineID),
-		Title: firstOf(releaseField(release, "PRETTY_NAME"), "Linux"), SortKey: releaseField(release, "ID"),
+		Token: tokens[0], Version: kver, MachineID: machineID,
+		Title:   firstOf(releaseField(release, "PRETTY_NAME"), "Linux"),
+		SortKey: firstOf(releaseField(release, "IMAGE_ID"), releaseField(release, "ID")),
 		Options: options, Linux: "/vmlinuz-" + kver, Initrds: []string{initrd},
 	}), nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -74,30 +73,6 @@ func (i *installation) generate(ctx context.Context) (*source, error) {
 		Err:    fmt.Errorf("there is no initramfs for kernel %s, and no dracut, mkinitramfs or mkinitcpio to make one", kver),
 		Advice: "name it with --initramfs",
 	}
-}
-
-// runBuilder runs a command line of the configuration that makes an archive, as
-// the C project does: the options that say for which kernel and where to follow
-// it.
-func (i *installation) runBuilder(ctx context.Context, command, out string) error {
-	return i.run(ctx, exec.CommandContext(ctx, "/bin/sh", "-c", "exec "+command+` "$@"`, "sh", "--force", "--kver", i.o.KernelVersion, out))
-}
-
-// run runs a program and gives what it said if it fails.
-func (i *installation) run(ctx context.Context, cmd *exec.Cmd) error {
-	if i.work != "" {
-		cmd.Env = append(os.Environ(), "TMPDIR="+i.work)
-	}
-	out, err := cmd.CombinedOutput()
-	if err == nil || ctx.Err() != nil {
-		return errors.Join(err, ctx.Err())
-	}
-	const most = 2000 // bytes; the end has the reason
-	text := strings.TrimSpace(string(out[max(0, len(out)-most):]))
-	if text != "" {
-		text = ": " + text
-	}
-	return fmt.Errorf("%s: %w%s", cmd, err, text)
 }
 
 // checkSource refuses what is a mini-initramfs itself: a pair made of it would

@@ -1,6 +1,7 @@
 package storageinit
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,6 +16,12 @@ type device struct {
 	name      string // in sysfs
 	partition *probe.Partition
 	content   *probe.Filesystem
+	links     []string // paths that udev has given it
+}
+
+// called reports whether a path below /dev is the device.
+func (d *device) called(path string) bool {
+	return d.path() == path || slices.Contains(d.links, path)
 }
 
 func (d *device) path() string { return "/dev/" + strings.ReplaceAll(d.name, "!", "/") }
@@ -40,10 +47,13 @@ func (b *boot) scan() []*device {
 				continue // a drive without a medium; an event tells of one
 			}
 			d = &device{name: name}
+			if b.unit && !b.askUdev(d) {
+				continue
+			}
 		}
 		present[name] = d
 		list = append(list, d)
-		if d.path() == b.conf.BootfsHint {
+		if d.called(b.conf.BootfsHint) {
 			copy(list[1:], list)
 			list[0] = d
 		}
@@ -83,7 +93,7 @@ func (d *device) isPmem() bool { return strings.HasPrefix(d.name, "pmem") }
 func (b *boot) matches(d *device, tag bootconf.Tag) bool {
 	switch tag.Kind {
 	case bootconf.TagPath:
-		return d.path() == tag.Value
+		return d.called(tag.Value)
 	case bootconf.TagPartUUID:
 		return strings.EqualFold(b.partition(d).UUID, tag.Value)
 	case bootconf.TagPartLabel:

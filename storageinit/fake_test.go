@@ -45,6 +45,9 @@ type fakeSystem struct {
 	// load is called for each module, in the loading goroutine.
 	load func(path, options string) error
 
+	// unit is set where storage-init is a unit of systemd.
+	unit bool
+
 	// What happened.
 	now      int64
 	calls    []string
@@ -164,11 +167,19 @@ func (f *fakeSystem) needMount(target, what string) {
 // needReach checks that the mount that has a path is there and not moved.
 func (f *fakeSystem) needReach(path string) {
 	f.t.Helper()
-	for _, dir := range []string{"/dev", "/proc", "/sys", sysroot, overlayDir, bootfsDir} {
+	for _, dir := range []string{"/dev", "/proc", "/sys", f.sysroot(), overlayDir, bootfsDir} {
 		if strings.HasPrefix(path, dir+"/") {
 			f.needMount(dir, path)
 		}
 	}
+}
+
+// sysroot is where the overlay is to be mounted.
+func (f *fakeSystem) sysroot() string {
+	if f.unit {
+		return unitSysroot
+	}
+	return sysroot
 }
 
 func parent(path string) string { return path[:strings.LastIndexByte(path, '/')] }
@@ -342,11 +353,13 @@ func (f *fakeSystem) ReadFile(path string) (string, error) {
 
 func (f *fakeSystem) readClassBlock(path, rest string) (string, error) {
 	name, attribute, _ := strings.Cut(rest, "/")
-	for _, b := range f.blocks {
+	for i, b := range f.blocks {
 		if b.name != name {
 			continue
 		}
 		switch {
+		case attribute == "dev":
+			return fmt.Sprintf("254:%d\n", i), nil
 		case attribute == "size":
 			return fmt.Sprintln(b.size / 512), nil
 		case attribute == "uevent":
@@ -379,7 +392,7 @@ func (f *fakeSystem) WriteFile(path, data string) error {
 	}
 	switch path {
 	case panicTimeoutPath, scsiScanPath:
-	case bootconf.RecordPath, sysroot + bootconf.RecordPath:
+	case bootconf.RecordPath, f.sysroot() + bootconf.RecordPath, environmentPath:
 		if !f.made[parent(path)] {
 			return syscall.ENOENT
 		}

@@ -12,6 +12,10 @@ import (
 
 // Linux is the running kernel.
 type Linux struct {
+	// Udev chooses the events that udev passes on when it is done with a device,
+	// in place of the kernel's own.
+	Udev bool
+
 	kmsg   int // of /dev/kmsg; 0 until it is open
 	uevent int
 }

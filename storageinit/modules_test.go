@@ -1,6 +1,7 @@
 package storageinit
 
 import (
+	"encoding/binary"
 	"slices"
 	"strings"
 	"sync"
@@ -288,6 +289,14 @@ func TestDriverWithoutDevice(t *testing.T) {
 	}
 }
 
+// udevMessage is what udev sends: a header that says where the fields begin.
+func udevMessage(offset uint32, fields string) string {
+	header := make([]byte, 40)
+	copy(header, "libudev\x00\xfe\xed\xca\xfe")
+	binary.NativeEndian.PutUint32(header[16:], offset)
+	return string(header) + fields
+}
+
 func TestParseUevent(t *testing.T) {
 	event := func(fields ...string) string { return strings.Join(fields, "\x00") + "\x00" }
 	for _, test := range []struct {
@@ -305,6 +314,9 @@ func TestParseUevent(t *testing.T) {
 		{"\x00\x00=", Uevent{}},
 		{"ACTION=add\x00SUBSYSTEM=block", Uevent{}},
 		{"libudev\x00\xfe\xed\xca\xfe", Uevent{}},
+		{udevMessage(40, event("ACTION=change", "DEVPATH=/devices/virtual/block/dm-0", "SUBSYSTEM=block", "DM_NAME=boot")), Uevent{Block: "dm-0"}},
+		{udevMessage(40, event("ACTION=remove", "DEVPATH=/devices/virtual/block/dm-0", "SUBSYSTEM=block")), Uevent{}},
+		{udevMessage(1<<31, event("ACTION=add", "DEVPATH=/block/dm-0", "SUBSYSTEM=block")), Uevent{}},
 	} {
 		if got := parseUevent(test.message); got != test.want {
 			t.Errorf("parseUevent(%q) = %+v, want %+v", test.message, got, test.want)

@@ -9,7 +9,7 @@ import (
 
 // mountOverlay puts a tmpfs overlay on the mounted image. It is fatal.
 func (b *boot) mountOverlay() error {
-	for _, dir := range []string{overlayDir, sysroot} {
+	for _, dir := range []string{overlayDir, b.sysroot} {
 		if err := b.sys.Mkdir(dir, 0o755); err != nil {
 			return failed("mkdir "+dir, err)
 		}
@@ -28,8 +28,8 @@ func (b *boot) mountOverlay() error {
 		b.log(levelWarn, "attributes of the root directory: "+err.Error())
 	}
 	options := "lowerdir=" + lowerDir + ",upperdir=" + upper + ",workdir=" + work
-	if err := b.sys.Mount("overlay", sysroot, "overlay", 0, options); err != nil {
-		return failed("mount overlay on "+sysroot, err)
+	if err := b.sys.Mount("overlay", b.sysroot, "overlay", 0, options); err != nil {
+		return failed("mount overlay on "+b.sysroot, err)
 	}
 	return nil
 }
@@ -43,7 +43,7 @@ func (b *boot) findInit() (string, error) {
 	}
 	var why reasons
 	for _, path := range candidates {
-		err := b.sys.Executable(sysroot, path)
+		err := b.sys.Executable(b.sysroot, path)
 		if err == nil {
 			return path, nil
 		}
@@ -59,23 +59,33 @@ func (b *boot) handOver(initPath string) error {
 	argv := append([]string{initPath}, tail(b.sys.Args())...)
 	env := withEnv(b.sys.Environ(), "SYSTEMD_IN_INITRD=lenient")
 	for _, dir := range []string{"/dev", "/proc", "/sys", "/run"} {
-		if err := b.sys.Mkdir(sysroot+dir, 0o755); err != nil {
+		if err := b.sys.Mkdir(b.sysroot+dir, 0o755); err != nil {
 			return failed("mkdir "+dir+" in the overlay", err)
 		}
 	}
-	// initramfs-tools mounts a fresh tmpfs over /run. A copy of the record below
-	// the mount is invisible, and our switch-root program finds it there.
-	b.saveRecord(sysroot+bootconf.RecordPath, record)
-	b.saveRecord(bootconf.RecordPath, record)
+	b.saveRecords(record)
 	b.disarmPanicTimeout()
 
 	for _, dir := range []string{"/run", "/sys", "/proc", "/dev"} {
-		if err := b.sys.MoveMount(dir, sysroot+dir); err != nil {
+		if err := b.sys.MoveMount(dir, b.sysroot+dir); err != nil {
 			return failed("move "+dir+" to the overlay", err)
 		}
 	}
-	// The overlay holds its layers by itself. Mounts that stayed in the old root
-	// would hold them, invisibly, for as long as the machine runs.
+	b.detachLayers()
+	if err := b.sys.EmptyRoot(b.sysroot); err != nil {
+		b.log(levelWarn, "empty the mini-initramfs: "+err.Error())
+	}
+	b.logHandover()
+	if err := b.sys.EnterRoot(b.sysroot); err != nil {
+		return failed("enter "+b.sysroot, err)
+	}
+	return failed("execute "+initPath, b.sys.Exec(initPath, argv, env))
+}
+
+// detachLayers takes the mounts below the overlay out of the tree. The overlay
+// holds its layers by itself; mounts that stayed in the old root would hold
+// them, invisibly, for as long as the machine runs.
+func (b *boot) detachLayers() {
 	detach := []string{lowerDir, overlayDir}
 	if b.bootfsMounted {
 		detach = append(detach, bootfsDir)
@@ -85,17 +95,13 @@ func (b *boot) handOver(initPath string) error {
 			b.log(levelWarn, "detach "+dir+": "+err.Error())
 		}
 	}
-	if err := b.sys.EmptyRoot(sysroot); err != nil {
-		b.log(levelWarn, "empty the mini-initramfs: "+err.Error())
-	}
+}
+
+func (b *boot) logHandover() {
 	b.log(levelInfo, "handover backend="+string(b.record.Backend)+
 		" image="+b.record.ImageUUID+
 		" verified="+b.record.Verified+
 		" us="+strconv.FormatInt(b.sys.Now()-b.start, 10))
-	if err := b.sys.EnterRoot(sysroot); err != nil {
-		return failed("enter "+sysroot, err)
-	}
-	return failed("execute "+initPath, b.sys.Exec(initPath, argv, env))
 }
 
 // writeRecord completes the record and gives its text.
@@ -105,6 +111,14 @@ func (b *boot) writeRecord() string {
 	b.record.Modules = b.modules.loaded
 	b.endPhase("record")
 	return string(b.record.AppendJSON(nil))
+}
+
+// saveRecords leaves the record for the booted system. initramfs-tools mounts a
+// fresh tmpfs over /run. A copy of the record below the mount is invisible, and
+// our switch-root program finds it there.
+func (b *boot) saveRecords(record string) {
+	b.saveRecord(b.sysroot+bootconf.RecordPath, record)
+	b.saveRecord(bootconf.RecordPath, record)
 }
 
 // saveRecord is best-effort: a boot does not fail for want of its report.

@@ -21,6 +21,8 @@ const (
 	overlayDir = "/overlay" // the tmpfs with the overlay's upper and work directories
 	bootfsDir  = "/bootfs"  // the filesystem that holds the image
 	sysroot    = "/sysroot" // the overlay, the full tree's root
+	// the same for systemd, which knows another one under that name
+	unitSysroot = "/initoverlayfs"
 )
 
 // boot is one run of storage-init.
@@ -31,6 +33,8 @@ type boot struct {
 	modules moduleSet
 	devices map[string]*device // by name in sysfs, as the last scan found them
 	record  bootconf.Record
+	unit    bool   // of systemd, which loads modules and has udev; else PID 1
+	sysroot string // where the overlay is mounted
 
 	scsiScanned   bool
 	bootfsMounted bool
@@ -43,9 +47,14 @@ type boot struct {
 // Run boots. It does not return: it becomes the full tree's init or follows
 // the failure policy.
 func Run(sys System) {
-	b := &boot{sys: sys, conf: bootconf.Default(), start: sys.Now()}
-	b.phase = b.start
+	b := newBoot(sys)
+	b.sysroot = sysroot
 	b.fail(b.protect(b.run))
+}
+
+func newBoot(sys System) *boot {
+	now := sys.Now()
+	return &boot{sys: sys, conf: bootconf.Default(), start: now, phase: now}
 }
 
 // protect turns a panic of f into an error.
@@ -78,6 +87,9 @@ func (b *boot) run() error {
 	}
 	b.armPanicTimeout()
 	if err := b.configure(); err != nil {
+		return err
+	}
+	if err := b.readModuleLists(); err != nil {
 		return err
 	}
 	b.endPhase("setup")
@@ -155,8 +167,8 @@ func (b *boot) disarmPanicTimeout() {
 	}
 }
 
-// configure reads the configuration file, the command line and the module
-// list. An unknown key is logged, a bad value is fatal.
+// configure reads the configuration file and the command line. An unknown key is
+// logged, a bad value is fatal.
 func (b *boot) configure() error {
 	cmdline, err := b.sys.ReadFile("/proc/cmdline")
 	if err != nil {
@@ -181,8 +193,11 @@ func (b *boot) configure() error {
 	if err := b.conf.Check(); err != nil {
 		return failed(bootconf.ConfigPath, err)
 	}
+	return nil
+}
 
-	text, err = b.sys.ReadFile(bootconf.ModulesPath)
+func (b *boot) readModuleLists() error {
+	text, err := b.sys.ReadFile(bootconf.ModulesPath)
 	if err != nil {
 		return failed("read "+bootconf.ModulesPath, err)
 	}

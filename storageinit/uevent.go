@@ -1,13 +1,14 @@
 package storageinit
 
 import (
+	"encoding/binary"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// ListenUevents opens the kernel's uevent socket, include/linux/netlink.h group
-// 1. It is opened before the first module is loaded, so no event is missed.
+// ListenUevents opens the uevent socket, include/linux/netlink.h. It is opened
+// before the first module is loaded, so no event is missed.
 func (l *Linux) ListenUevents() error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_KOBJECT_UEVENT)
 	if err != nil {
@@ -15,8 +16,12 @@ func (l *Linux) ListenUevents() error {
 	}
 	// Hundreds of devices may appear while a slow one is mounted.
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
-	const kernelGroup = 1
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: kernelGroup}); err != nil {
+	const kernelGroup, udevGroup = 1, 2
+	group := uint32(kernelGroup)
+	if l.Udev {
+		group = udevGroup
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: group}); err != nil {
 		unix.Close(fd)
 		return failed("bind the netlink socket", err)
 	}
@@ -28,7 +33,7 @@ func (l *Linux) ListenUevents() error {
 func (l *Linux) WaitUevent(deadline int64) (event Uevent, ok bool, err error) {
 	buf := make([]byte, 16<<10)
 	for {
-		// Only the kernel can be the sender: there is no other process.
+		// Only the kernel and root can be the sender.
 		n, err := unix.Read(l.uevent, buf)
 		switch err {
 		case nil:
@@ -55,9 +60,19 @@ func (l *Linux) WaitUevent(deadline int64) (event Uevent, ok bool, err error) {
 }
 
 // parseUevent reads ACTION@DEVPATH and the KEY=VALUE fields that follow, each
-// ended by NUL (lib/kobject_uevent.c). What does not matter to a boot gives the
-// zero value.
+// ended by NUL (lib/kobject_uevent.c), or the same fields behind udev's header.
+// What does not matter to a boot gives the zero value.
 func parseUevent(message string) Uevent {
+	// "libudev\0", a magic number, the size of the header, then where the fields
+	// begin, as 32 bits in the machine's order.
+	const offsetAt = 16
+	if strings.HasPrefix(message, "libudev\x00") {
+		if len(message) < offsetAt+4 {
+			return Uevent{}
+		}
+		offset := binary.NativeEndian.Uint32([]byte(message[offsetAt : offsetAt+4]))
+		message = message[min(int64(offset), int64(len(message))):]
+	}
 	var action, devpath, subsystem, modalias string
 	for field := range strings.SplitSeq(message, "\x00") {
 		key, value, _ := strings.Cut(field, "=")

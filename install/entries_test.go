@@ -1,0 +1,95 @@
+package install
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// Where /boot is a folder of the root filesystem the boot loader has longer names
+// for what lies there.
+func TestEntriesOfFolder(t *testing.T) {
+	s := newScratch(t)
+	s.write("boot/loader/entries/"+token+"-"+kver+".conf",
+		"title Fedora\nversion "+kver+"\nlinux /root/boot/vmlinuz-"+kver+"\ninitrd /root/boot/initrd.img-"+kver+" $tuned_initrd\ngrub_class fedora\n")
+	s.install()
+	if got, want := s.initrd(currentEntry), "/root/boot/initoverlayfs/V/1/initramfs-V.img"; got != want {
+		t.Errorf("our entry boots %s, want %s", got, want)
+	}
+	i, err := prepareKernel(&s.o, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := i.plainInitrds(), []string{"/boot/initrd.img-" + kver}; !slices.Equal(got, want) {
+		t.Errorf("the plain entry boots %q, want %q", got, want)
+	}
+}
+
+// Entries of another system that boots the same kernel from the same folder stay.
+func TestEntriesOfAnotherSystem(t *testing.T) {
+	const other = "boot/loader/entries/fedcba9876543210fedcba9876543210-" + kver
+	s := newScratch(t)
+	theirs := strings.ReplaceAll(plainEntry, token, "fedcba9876543210fedcba9876543210")
+	s.write(other+".conf", theirs)
+	s.write(other+".initoverlayfs.conf", "# initoverlayfs: current "+kver+" (generated, changes are lost)\n"+theirs)
+	s.install()
+	file := strings.TrimPrefix(strings.ReplaceAll(other, kver, "V"), "boot/")
+	s.wantFiles(append(pairFiles("1"), currentEntry, file+".conf", file+".initoverlayfs.conf")...)
+}
+
+// A kernel without an entry gets a plain one with ours, as kernel-install would
+// name it.
+func TestNewEntry(t *testing.T) {
+	for name, tt := range map[string]struct {
+		files   map[string]string
+		want    map[string]string
+		entries int
+	}{
+		"machine ID": {
+			map[string]string{"etc/os-release": "ID=debian\nPRETTY_NAME=\"Debian 12\"\n"},
+			map[string]string{"title": "Debian 12", "version": kver, "machine-id": token, "sort-key": "debian", "options": "root=LABEL=x ro", "linux": "/vmlinuz-" + kver, "initrd": "/initrd.img-" + kver}, 2,
+		},
+		"a name": {
+			map[string]string{"etc/kernel/entry-token": "mine\n", "etc/os-release": "ID=debian\nIMAGE_ID=appliance\n"},
+			map[string]string{"title": "Linux", "version": kver, "machine-id": "", "sort-key": "appliance", "options": "root=LABEL=x ro", "linux": "/vmlinuz-" + kver, "initrd": "/initrd.img-" + kver}, 2,
+		},
+		"no command line": {map[string]string{"etc/kernel/cmdline": ""}, nil, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScratch(t)
+			if err := os.Remove(filepath.Join(s.root, "boot/loader/entries", token+"-"+kver+".conf")); err != nil {
+				t.Fatal(err)
+			}
+			s.write("etc/kernel/cmdline", "root=LABEL=x ro\n")
+			for file, text := range tt.files {
+				s.write(file, text)
+			}
+			r := s.install()
+			if len(r.Entries) != tt.entries {
+				t.Fatalf("entries %q, want %d", r.Entries, tt.entries)
+			}
+			if tt.want == nil {
+				return
+			}
+			got := map[string]string{}
+			for line := range strings.Lines(s.read(r.Entries[0])) {
+				key, value, _ := strings.Cut(line, " ")
+				if _, known := tt.want[key]; known {
+					got[key] = strings.TrimSpace(value)
+				}
+			}
+			for key, value := range tt.want {
+				if value == "" {
+					delete(tt.want, key)
+				}
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("the plain entry (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
