@@ -252,9 +252,34 @@ func (i *installation) updateGrub(ctx context.Context) (known bool, err error) {
 	return false, nil
 }
 
-// writeGrubConfig runs grub-mkconfig, which writes beside the menu and renames.
+// writeGrubConfig has the menu written beside, and renames it: what grub-mkconfig
+// does itself is to empty the menu that is there and copy the new one into it, and
+// a power cut then leaves a machine without a menu.
 func (i *installation) writeGrubConfig(ctx context.Context, program, config string) error {
-	if err := i.run(ctx, exec.CommandContext(ctx, program, "-o", config)); err != nil {
+	config, err := filepath.EvalSymlinks(config)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(config)
+	if err != nil {
+		return err
+	}
+	pending := filepath.Join(filepath.Dir(config), ".initoverlayfs.cfg")
+	defer func() { _ = removeAll([]string{pending, pending + ".new"}) }() // the second one is grub-mkconfig's
+	if err := i.run(ctx, exec.CommandContext(ctx, program, "-o", pending)); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(pending, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Chmod(info.Mode().Perm()), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(pending, config); err != nil {
+		return err
+	}
+	if err := syncDir(filepath.Dir(config)); err != nil {
 		return err
 	}
 	return i.flush(ctx, []string{filepath.Dir(config)})

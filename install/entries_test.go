@@ -1,6 +1,7 @@
 package install
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -89,6 +90,65 @@ func TestNewEntry(t *testing.T) {
 			}
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("the plain entry (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// The menu is replaced whole or not at all, also behind a symbolic link.
+func TestWriteGrubConfig(t *testing.T) {
+	dir := t.TempDir()
+	config, link := filepath.Join(dir, "grub.cfg"), filepath.Join(dir, "link.cfg")
+	program := filepath.Join(t.TempDir(), "grub-mkconfig")
+	if err := os.Symlink("grub.cfg", link); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ name, script, want string }{
+		// It works as the real one does.
+		{"good", `[ "$1" = -o ] && umask 077 && echo new >"$2.new" && cat "$2.new" >"$2" && rm "$2.new"`, "new\n"},
+		{"bad", `echo half >"$2.new"; echo half >"$2"; exit 1`, "old"},
+		{"nothing", `exit 0`, "old"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := os.WriteFile(config, []byte("old"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(config, 0o444); err != nil {
+				t.Fatal(err)
+			}
+			open, err := os.Open(config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer open.Close()
+			if err := os.WriteFile(program, []byte("#!/bin/sh\n"+tt.script+"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			var frozen []string
+			i := &installation{o: &Options{Freeze: func(_ context.Context, dir string) error {
+				frozen = append(frozen, dir)
+				return nil
+			}}}
+			err = i.writeGrubConfig(context.Background(), program, link)
+			got, readErr := os.ReadFile(config)
+			if readErr != nil || string(got) != tt.want || (err == nil) != (tt.want == "new\n") {
+				t.Errorf("the menu is %q, %v; want %q; error %v", got, readErr, tt.want, err)
+			}
+			if (len(frozen) == 1) != (err == nil) {
+				t.Errorf("frozen: %q", frozen)
+			}
+			info, err := os.Lstat(config)
+			if err != nil || info.Mode() != 0o444 {
+				t.Errorf("its mode is %v, %v", info.Mode(), err)
+			}
+			// Whoever reads the old one while it is replaced reads all of it.
+			old := make([]byte, 10)
+			if n, _ := open.Read(old); string(old[:n]) != "old" {
+				t.Errorf("the old menu has become %q", old[:n])
+			}
+			files, err := os.ReadDir(dir)
+			if err != nil || len(files) != 2 {
+				t.Errorf("files %v, %v; want the menu and the link", files, err)
 			}
 		})
 	}
