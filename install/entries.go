@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -174,6 +175,11 @@ func (i *installation) writeEntries(ctx context.Context, state *State) ([]string
 		for _, name := range written.Names {
 			names = append(names, i.entryName(name))
 		}
+		if written.First && p.Plain.ForGrub() {
+			if err := i.takeOverDefault(ctx, p.Plain.ID(), written.Current); err != nil {
+				i.warn("GRUB's default is still the plain entry: " + err.Error())
+			}
+		}
 		if written.Changed {
 			if err := i.flush(ctx, []string{i.bootDir}); err != nil {
 				return nil, err
@@ -185,6 +191,33 @@ func (i *installation) writeEntries(ctx context.Context, state *State) ([]string
 		i.warn("no boot loader was found that has an entry of kernel " + i.o.KernelVersion + " beside which ours could be put; the pair is there, and is not booted")
 	}
 	return names, err
+}
+
+// grubEnv has the name of the entry that Fedora's GRUB boots, where it is set.
+const grubEnv = "/boot/grub2/grubenv"
+
+// takeOverDefault makes our first entry of a kernel GRUB's default, if the plain
+// one is that by name: Fedora's kernel-install makes a new kernel's the default.
+// What a user chooses later stays.
+func (i *installation) takeOverDefault(ctx context.Context, plain, ours string) error {
+	env := i.m.path(grubEnv)
+	if _, err := os.Stat(env); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	program, err := exec.LookPath("grub2-editenv")
+	if err != nil {
+		if program, err = exec.LookPath("grub-editenv"); err != nil {
+			return err
+		}
+	}
+	variables, err := exec.CommandContext(ctx, program, env, "list").Output()
+	if err != nil {
+		return fmt.Errorf("%s %s list: %w", program, env, err)
+	}
+	if !slices.Contains(strings.Split(string(variables), "\n"), "saved_entry="+plain) {
+		return nil
+	}
+	return i.run(ctx, exec.CommandContext(ctx, program, env, "set", "saved_entry="+ours))
 }
 
 // entryName is the machine's name of an entry's file.

@@ -3,6 +3,7 @@ package install
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -149,6 +150,70 @@ func TestWriteGrubConfig(t *testing.T) {
 			files, err := os.ReadDir(dir)
 			if err != nil || len(files) != 2 {
 				t.Errorf("files %v, %v; want the menu and the link", files, err)
+			}
+		})
+	}
+}
+
+// Fedora's GRUB boots the entry that grubenv names, which is a new kernel's plain
+// one until ours takes its place, once.
+func TestTakeOverDefault(t *testing.T) {
+	editenv, err := exec.LookPath("grub-editenv")
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	const plain = token + "-" + kver
+	for name, tt := range map[string]struct{ keys, saved, want string }{
+		"a new kernel":     {"grub_class fedora\n", plain, plain + ".initoverlayfs"},
+		"another one":      {"grub_class fedora\n", plain + "~debug", plain + "~debug"},
+		"not set":          {"grub_class fedora\n", "", ""},
+		"another's entry":  {"", plain, plain},
+		"no grubenv there": {"grub_class fedora\n", "-", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScratch(t)
+			s.write("boot/loader/entries/"+plain+".conf", plainEntry+tt.keys)
+			env := filepath.Join(s.root, "boot/grub2/grubenv")
+			run := func(args ...string) string {
+				t.Helper()
+				out, err := exec.Command(editenv, append([]string{env}, args...)...).CombinedOutput()
+				if err != nil {
+					t.Fatalf("grub-editenv %q: %v: %s", args, err, out)
+				}
+				return strings.TrimSpace(string(out))
+			}
+			if tt.saved == "-" {
+				s.install()
+				if slices.ContainsFunc(s.warned, func(w string) bool { return strings.Contains(w, "GRUB") }) {
+					t.Errorf("warnings %q", s.warned)
+				}
+				return
+			}
+			s.write("boot/grub2/.keep", "")
+			run("create")
+			if tt.saved != "" {
+				run("set", "saved_entry="+tt.saved)
+			}
+			s.install()
+			want := ""
+			if tt.want != "" {
+				want = "saved_entry=" + tt.want
+			}
+			if got := run("list"); got != want {
+				t.Errorf("grubenv has %q, want %q", got, want)
+			}
+			if tt.want != plain+".initoverlayfs" {
+				return
+			}
+			// The user prefers the plain one.
+			run("set", "saved_entry="+plain)
+			s.source("second")
+			s.install()
+			if got := run("list"); got != "saved_entry="+plain {
+				t.Errorf("after the user's choice grubenv has %q", got)
 			}
 		})
 	}
