@@ -127,6 +127,7 @@ type Written struct {
 	Current string   // ID of the entry of the newest pair
 	Names   []string // file names of all entries that are ours
 	Changed bool     // something was written or removed
+	First   bool     // the kernel had no entry of ours before
 }
 
 // WriteBLS makes the entries of a kernel what the plan says, each by one rename,
@@ -149,6 +150,10 @@ func WriteBLS(p Plan) (*Written, error) {
 		}
 	}
 	written := &Written{Current: wanted[len(wanted)-1].ID()}
+	written.First = !slices.ContainsFunc(there, func(e *Entry) bool {
+		role, version, _ := e.Ours()
+		return role == Current && version == p.Version && e.belongs(p.Tokens)
+	})
 	for _, w := range wanted {
 		data := w.Format()
 		i := slices.IndexFunc(there, func(e *Entry) bool {

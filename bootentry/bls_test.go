@@ -36,7 +36,7 @@ func TestWriteBLS(t *testing.T) {
 				Initrd: s.say("initrd"), Previous: s.say("previous"),
 			}
 			written, err := WriteBLS(plan)
-			if err != nil || !written.Changed {
+			if err != nil || !written.Changed || !written.First {
 				t.Fatalf("WriteBLS = %+v, %v", written, err)
 			}
 			got := contents(t, dir)
@@ -68,7 +68,7 @@ func TestWriteBLS(t *testing.T) {
 			}
 			old := stat()
 			again, err := WriteBLS(plan)
-			if err != nil || again.Changed || !slices.Equal(again.Names, written.Names) {
+			if err != nil || again.Changed || again.First || !slices.Equal(again.Names, written.Names) {
 				t.Errorf("the second WriteBLS = %+v, %v; want no change of %q", again, err, written.Names)
 			}
 			for _, info := range stat() {

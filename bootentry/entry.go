@@ -264,7 +264,7 @@ func (e *Entry) derive(role Role, version, initrd string) *Entry {
 	name, versionSuffix, titleSuffix := currentName, currentVersion, currentTitle
 	if role == Previous {
 		name, versionSuffix, titleSuffix = previousName, previousVersion, previousTitle
-		if slices.ContainsFunc(e.lines, func(l line) bool { return strings.HasPrefix(l.key, "grub_") }) {
+		if e.ForGrub() {
 			name = previousNameGrub
 		}
 	}
@@ -295,6 +295,11 @@ func (e *Entry) derive(role Role, version, initrd string) *Entry {
 		d.add("initrd", initrd)
 	}
 	return d
+}
+
+// ForGrub reports whether an entry has keys that only GRUB knows.
+func (e *Entry) ForGrub() bool {
+	return slices.ContainsFunc(e.lines, func(l line) bool { return strings.HasPrefix(l.key, "grub_") })
 }
 
 // initrds are the lines of ours in the place of all those of the plain entry. The

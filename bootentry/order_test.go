@@ -217,7 +217,7 @@ func grub214(t *testing.T, names []string) []string {
 func TestOrder(t *testing.T) {
 	for name, shape := range shapes {
 		t.Run(name, func(t *testing.T) {
-			for _, counter := range []string{"", "+3", "+2-1"} {
+			for _, counter := range []string{"", "+2-1"} {
 				dir, groups := makeShape(t, name, counter)
 				onlyPlain := func(names []string) []string {
 					return slices.DeleteFunc(names, func(n string) bool { return groups[n] == nil })
@@ -347,15 +347,18 @@ func bootctl(t *testing.T, fixture, dir string) []string {
 // systemd's own program agrees. It passes over names with a tilde, which are made
 // for GRUB, and says so.
 func TestOrderAsBootctl(t *testing.T) {
+	menus := map[string]string{} // $BOOT by what it has
+	for name := range shapes {
+		for _, counter := range []string{"", "+3"} {
+			menus[name+", counter "+counter], _ = makeShape(t, name, counter)
+		}
+	}
 	for _, fixture := range []string{"bootctl-bookworm", "bootctl-sid"} {
 		t.Run(fixture, func(t *testing.T) {
-			for name := range shapes {
-				for _, counter := range []string{"", "+3"} {
-					dir, _ := makeShape(t, name, counter)
-					want := slices.DeleteFunc(menu(t, dir, systemdBoot(false)), func(n string) bool { return strings.Contains(n, "~") })
-					if got := bootctl(t, fixture, dir); !slices.Equal(got, ids(want)) {
-						t.Errorf("%s, counter %q:\ngot\n  %s\nwant\n  %s", name, counter, strings.Join(got, "\n  "), strings.Join(ids(want), "\n  "))
-					}
+			for name, dir := range menus {
+				want := slices.DeleteFunc(menu(t, dir, systemdBoot(false)), func(n string) bool { return strings.Contains(n, "~") })
+				if got := bootctl(t, fixture, dir); !slices.Equal(got, ids(want)) {
+					t.Errorf("%s:\ngot\n  %s\nwant\n  %s", name, strings.Join(got, "\n  "), strings.Join(ids(want), "\n  "))
 				}
 			}
 		})

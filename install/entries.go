@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -174,6 +175,11 @@ func (i *installation) writeEntries(ctx context.Context, state *State) ([]string
 		for _, name := range written.Names {
 			names = append(names, i.entryName(name))
 		}
+		if written.First && p.Plain.ForGrub() {
+			if err := i.takeOverDefault(ctx, p.Plain.ID(), written.Current); err != nil {
+				i.warn("GRUB's default is still the plain entry: " + err.Error())
+			}
+		}
 		if written.Changed {
 			if err := i.flush(ctx, []string{i.bootDir}); err != nil {
 				return nil, err
@@ -185,6 +191,33 @@ func (i *installation) writeEntries(ctx context.Context, state *State) ([]string
 		i.warn("no boot loader was found that has an entry of kernel " + i.o.KernelVersion + " beside which ours could be put; the pair is there, and is not booted")
 	}
 	return names, err
+}
+
+// grubEnv has the name of the entry that Fedora's GRUB boots, where it is set.
+const grubEnv = "/boot/grub2/grubenv"
+
+// takeOverDefault makes our first entry of a kernel GRUB's default, if the plain
+// one is that by name: Fedora's kernel-install makes a new kernel's the default.
+// What a user chooses later stays.
+func (i *installation) takeOverDefault(ctx context.Context, plain, ours string) error {
+	env := i.m.path(grubEnv)
+	if _, err := os.Stat(env); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	program, err := exec.LookPath("grub2-editenv")
+	if err != nil {
+		if program, err = exec.LookPath("grub-editenv"); err != nil {
+			return err
+		}
+	}
+	variables, err := exec.CommandContext(ctx, program, env, "list").Output()
+	if err != nil {
+		return fmt.Errorf("%s %s list: %w", program, env, err)
+	}
+	if !slices.Contains(strings.Split(string(variables), "\n"), "saved_entry="+plain) {
+		return nil
+	}
+	return i.run(ctx, exec.CommandContext(ctx, program, env, "set", "saved_entry="+ours))
 }
 
 // entryName is the machine's name of an entry's file.
@@ -252,9 +285,34 @@ func (i *installation) updateGrub(ctx context.Context) (known bool, err error) {
 	return false, nil
 }
 
-// writeGrubConfig runs grub-mkconfig, which writes beside the menu and renames.
+// writeGrubConfig has the menu written beside, and renames it: what grub-mkconfig
+// does itself is to empty the menu that is there and copy the new one into it, and
+// a power cut then leaves a machine without a menu.
 func (i *installation) writeGrubConfig(ctx context.Context, program, config string) error {
-	if err := i.run(ctx, exec.CommandContext(ctx, program, "-o", config)); err != nil {
+	config, err := filepath.EvalSymlinks(config)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(config)
+	if err != nil {
+		return err
+	}
+	pending := filepath.Join(filepath.Dir(config), ".initoverlayfs.cfg")
+	defer func() { _ = removeAll([]string{pending, pending + ".new"}) }() // the second one is grub-mkconfig's
+	if err := i.run(ctx, exec.CommandContext(ctx, program, "-o", pending)); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(pending, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Chmod(info.Mode().Perm()), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(pending, config); err != nil {
+		return err
+	}
+	if err := syncDir(filepath.Dir(config)); err != nil {
 		return err
 	}
 	return i.flush(ctx, []string{filepath.Dir(config)})

@@ -1,7 +1,9 @@
 package install
 
 import (
+	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -89,6 +91,129 @@ func TestNewEntry(t *testing.T) {
 			}
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("the plain entry (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// The menu is replaced whole or not at all, also behind a symbolic link.
+func TestWriteGrubConfig(t *testing.T) {
+	dir := t.TempDir()
+	config, link := filepath.Join(dir, "grub.cfg"), filepath.Join(dir, "link.cfg")
+	program := filepath.Join(t.TempDir(), "grub-mkconfig")
+	if err := os.Symlink("grub.cfg", link); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ name, script, want string }{
+		// It works as the real one does.
+		{"good", `[ "$1" = -o ] && umask 077 && echo new >"$2.new" && cat "$2.new" >"$2" && rm "$2.new"`, "new\n"},
+		{"bad", `echo half >"$2.new"; echo half >"$2"; exit 1`, "old"},
+		{"nothing", `exit 0`, "old"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := os.WriteFile(config, []byte("old"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(config, 0o444); err != nil {
+				t.Fatal(err)
+			}
+			open, err := os.Open(config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer open.Close()
+			if err := os.WriteFile(program, []byte("#!/bin/sh\n"+tt.script+"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			var frozen []string
+			i := &installation{o: &Options{Freeze: func(_ context.Context, dir string) error {
+				frozen = append(frozen, dir)
+				return nil
+			}}}
+			err = i.writeGrubConfig(context.Background(), program, link)
+			got, readErr := os.ReadFile(config)
+			if readErr != nil || string(got) != tt.want || (err == nil) != (tt.want == "new\n") {
+				t.Errorf("the menu is %q, %v; want %q; error %v", got, readErr, tt.want, err)
+			}
+			if (len(frozen) == 1) != (err == nil) {
+				t.Errorf("frozen: %q", frozen)
+			}
+			info, err := os.Lstat(config)
+			if err != nil || info.Mode() != 0o444 {
+				t.Errorf("its mode is %v, %v", info.Mode(), err)
+			}
+			// Whoever reads the old one while it is replaced reads all of it.
+			old := make([]byte, 10)
+			if n, _ := open.Read(old); string(old[:n]) != "old" {
+				t.Errorf("the old menu has become %q", old[:n])
+			}
+			files, err := os.ReadDir(dir)
+			if err != nil || len(files) != 2 {
+				t.Errorf("files %v, %v; want the menu and the link", files, err)
+			}
+		})
+	}
+}
+
+// Fedora's GRUB boots the entry that grubenv names, which is a new kernel's plain
+// one until ours takes its place, once.
+func TestTakeOverDefault(t *testing.T) {
+	editenv, err := exec.LookPath("grub-editenv")
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	const plain = token + "-" + kver
+	for name, tt := range map[string]struct{ keys, saved, want string }{
+		"a new kernel":     {"grub_class fedora\n", plain, plain + ".initoverlayfs"},
+		"another one":      {"grub_class fedora\n", plain + "~debug", plain + "~debug"},
+		"not set":          {"grub_class fedora\n", "", ""},
+		"another's entry":  {"", plain, plain},
+		"no grubenv there": {"grub_class fedora\n", "-", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScratch(t)
+			s.write("boot/loader/entries/"+plain+".conf", plainEntry+tt.keys)
+			env := filepath.Join(s.root, "boot/grub2/grubenv")
+			run := func(args ...string) string {
+				t.Helper()
+				out, err := exec.Command(editenv, append([]string{env}, args...)...).CombinedOutput()
+				if err != nil {
+					t.Fatalf("grub-editenv %q: %v: %s", args, err, out)
+				}
+				return strings.TrimSpace(string(out))
+			}
+			if tt.saved == "-" {
+				s.install()
+				if slices.ContainsFunc(s.warned, func(w string) bool { return strings.Contains(w, "GRUB") }) {
+					t.Errorf("warnings %q", s.warned)
+				}
+				return
+			}
+			s.write("boot/grub2/.keep", "")
+			run("create")
+			if tt.saved != "" {
+				run("set", "saved_entry="+tt.saved)
+			}
+			s.install()
+			want := ""
+			if tt.want != "" {
+				want = "saved_entry=" + tt.want
+			}
+			if got := run("list"); got != want {
+				t.Errorf("grubenv has %q, want %q", got, want)
+			}
+			if tt.want != plain+".initoverlayfs" {
+				return
+			}
+			// The user prefers the plain one.
+			run("set", "saved_entry="+plain)
+			s.source("second")
+			s.install()
+			if got := run("list"); got != "saved_entry="+plain {
+				t.Errorf("after the user's choice grubenv has %q", got)
 			}
 		})
 	}

@@ -25,7 +25,8 @@ func GrubKernels(o Options, bootPath string) ([]bootentry.GrubKernel, error) {
 		}
 		state, err := readState(i.statePath())
 		if err != nil {
-			return nil, err
+			i.warn(err.Error()) // the menu has the other kernels all the same
+			continue
 		}
 		inFiles, err := i.entries()
 		if err != nil {

@@ -475,6 +475,16 @@ func TestGrubKernels(t *testing.T) {
 	if diff := cmp.Diff(want, menu); err != nil || diff != "" {
 		t.Errorf("%v, (-want +got):\n%s", err, diff)
 	}
+	// Of a kernel whose state is damaged no entry can be made, of the others can.
+	s.write("boot/initoverlayfs/6.0/installed.json", "{}")
+	s.warned = nil
+	menu, err = GrubKernels(s.o, "/@/boot")
+	if diff := cmp.Diff(want, menu); err != nil || diff != "" || !slices.ContainsFunc(s.warned, func(w string) bool { return strings.Contains(w, "6.0/installed.json is damaged") }) {
+		t.Errorf("with a damaged state: %v, warnings %q, (-want +got):\n%s", err, s.warned, diff)
+	}
+	if err := os.RemoveAll(filepath.Join(s.root, "boot/initoverlayfs/6.0")); err != nil {
+		t.Fatal(err)
+	}
 	// The warning says that nothing boots the pair.
 	s.warned = nil
 	s.install()

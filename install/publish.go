@@ -59,10 +59,8 @@ const spaceReserve = 256 << 10
 // checkSpace makes sure that the files fit before the first of them is written.
 func checkSpace(list []publication, existing func(string) string) error {
 	type demand struct {
-		dir         string
-		need, free  int64
-		block       int64
-		description string
+		dir               string
+		need, free, block int64 // bytes
 	}
 	demands := map[uint64]*demand{}
 	var order []uint64
@@ -126,7 +124,7 @@ func (i *installation) publish(ctx context.Context, list []publication, number i
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		err := builder.WriteFile(p.path, p.mode, func(f *os.File) error { return p.copyTo(f) })
+		err := builder.WriteFile(p.path, p.mode, p.copyTo)
 		if err != nil {
 			return fmt.Errorf("write %s: %w", p.path, err)
 		}

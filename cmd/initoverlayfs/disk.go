@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -17,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"initoverlayfs/bootentry"
 	"initoverlayfs/builder"
 	"initoverlayfs/builder/kmod"
 	"initoverlayfs/disk"
@@ -60,6 +62,7 @@ const (
 // Boot loaders of --bootloader.
 const (
 	loaderSystemd = "systemd-boot"
+	loaderGrub    = "grub"
 	loaderNone    = "none"
 )
 
@@ -77,7 +80,7 @@ func (a *app) diskCommand() *cobra.Command {
 		Use:   "disk --output FILE --kver VERSION --kernel FILE --initramfs FILE --root DIR|TAR",
 		Short: "Make a bootable disk image",
 		Long: "Make a disk image that UEFI firmware boots: an EFI system partition with\n" +
-			"systemd-boot, the kernel, our mini-initramfs and the unchanged initramfs; the image\n" +
+			"systemd-boot or GRUB, the kernel, our mini-initramfs and the unchanged initramfs; the image\n" +
 			"on a boot partition, on the EFI system partition or as a partition of its own; and\n" +
 			"the root filesystem, an ext4 with what --root holds. The menu has our pair first,\n" +
 			"the unchanged initramfs second, and the pair of --previous third.\n\n" +
@@ -112,7 +115,7 @@ func (f *diskFlags) add(p *pflag.FlagSet) {
 	p.StringVar(&f.root, "root", "", "`DIR` or tar archive with the root filesystem")
 	p.StringVar(&f.previous, "previous", "", "`DIR` of an earlier build, which becomes the third entry")
 	p.StringVar(&f.bootOn, "boot", "", "`PLACE` of the image: ext4 (a boot partition), esp or raw (default: as the backend\nneeds it, else ext4)")
-	p.StringVar(&f.loader, "bootloader", loaderSystemd, "`LOADER`: systemd-boot, or none for the entries alone")
+	p.StringVar(&f.loader, "bootloader", loaderSystemd, "`LOADER`: systemd-boot, grub, or none for the entries alone")
 	p.StringVar(&f.loaderFile, "systemd-boot", "", "`FILE` of systemd-boot (default: the distribution's)")
 	p.StringVar(&f.token, "entry-token", "linux", "`NAME` that the boot entries begin with")
 	p.IntVar(&f.menuTimeout, "menu-timeout", 3, "`SECONDS` that the menu waits")
@@ -155,7 +158,8 @@ type diskPlan struct {
 	f                  *diskFlags
 	backends           []bootconf.Backend
 	bootOn, bootfstype string
-	loader             string // file of the boot loader; empty: none
+	loader             string     // file of systemd-boot
+	grub               *grubTools // nil: it is another boot loader
 	seed               string
 	previous           *bootconf.Manifest
 	sizes              map[string]int64 // bytes, by the flag's name
@@ -195,6 +199,8 @@ type diskEntry struct {
 	File    string `json:"file"`
 	Title   string `json:"title"`
 	Options string `json:"options"`
+
+	linux, initrd string
 }
 
 func (a *app) disk(ctx context.Context, f *diskFlags, p *pflag.FlagSet) (err error) {
@@ -213,7 +219,7 @@ func (a *app) disk(ctx context.Context, f *diskFlags, p *pflag.FlagSet) (err err
 		return err
 	}
 	a.progress("making the disk")
-	spec, entries, err := plan.spec(m)
+	spec, entries, err := plan.spec(ctx, m)
 	if err != nil {
 		return err
 	}
@@ -263,8 +269,8 @@ func (a *app) planDisk(ctx context.Context, f *diskFlags, p *pflag.FlagSet) (*di
 	switch {
 	case f.root == "":
 		return nil, usageErrorf("--root is missing")
-	case f.loader != loaderSystemd && f.loader != loaderNone:
-		return nil, usageErrorf("--bootloader: unknown boot loader %q; it is %s or %s", f.loader, loaderSystemd, loaderNone)
+	case !slices.Contains([]string{loaderSystemd, loaderGrub, loaderNone}, f.loader):
+		return nil, usageErrorf("--bootloader: unknown boot loader %q; it is %s, %s or %s", f.loader, loaderSystemd, loaderGrub, loaderNone)
 	case f.format != disk.Raw && f.format != disk.QCOW2:
 		return nil, usageErrorf("--format: unknown format %q; it is %s or %s", f.format, disk.Raw, disk.QCOW2)
 	case f.token == "" || strings.ContainsAny(f.token, "/ \t\n") || strings.HasPrefix(f.token, "."):
@@ -288,7 +294,7 @@ func (a *app) planDisk(ctx context.Context, f *diskFlags, p *pflag.FlagSet) (*di
 	if err := plan.chooseBackends(a, p); err != nil {
 		return nil, err
 	}
-	if disk.Root[f.build.Arch] == "" || f.loader == loaderSystemd && efiNames[f.build.Arch] == "" {
+	if disk.Root[f.build.Arch] == "" || f.loader != loaderNone && efiNames[f.build.Arch] == "" {
 		return nil, fmt.Errorf("no disk is known for the architecture %s", f.build.Arch)
 	}
 	if err := a.checkDiskInputs(plan); err != nil {
@@ -420,7 +426,13 @@ func (a *app) checkDiskInputs(plan *diskPlan) error {
 		return err
 	}
 	files := []string{f.kernel, f.initramfs}
-	if f.loader == loaderSystemd {
+	switch f.loader {
+	case loaderGrub:
+		var err error
+		if plan.grub, err = findGrub(f.build.Arch); err != nil {
+			return err
+		}
+	case loaderSystemd:
 		plan.loader = f.loaderFile
 		if plan.loader == "" {
 			plan.loader = "/usr/lib/systemd/boot/efi/systemd-boot" + efiNames[f.build.Arch] + ".efi"
@@ -538,10 +550,11 @@ func (plan *diskPlan) identify(ctx context.Context) error {
 	}
 	fmt.Fprintln(h, digest)
 	plan.seed = hex.EncodeToString(h.Sum(nil))
-	if tag := plan.bootfs(imageLabel); tag != "" {
-		return f.build.Config.Set("bootfs", tag)
+	c := &f.build.Config
+	if err := c.Set("bootfs", plan.bootfs(imageLabel)); err != nil || plan.bootOn == onRaw {
+		return err
 	}
-	return nil
+	return c.Set("fs", plan.folder(plan.current())+"/initoverlayfs-"+f.build.KernelVersion+".img")
 }
 
 func digestOf(path string) (string, error) {
@@ -573,6 +586,19 @@ func (plan *diskPlan) partUUID(number int, label string) string {
 	return disk.DerivedUUID(plan.seed, fmt.Sprintf("partition %d %s", number, label))
 }
 
+// folder has the files of a pair, where the verb install would put them.
+func (plan *diskPlan) folder(generation int) string {
+	return fmt.Sprintf("/initoverlayfs/%s/%d", plan.f.build.KernelVersion, generation)
+}
+
+// current is the number of the new pair.
+func (plan *diskPlan) current() int {
+	if plan.previous != nil {
+		return 2
+	}
+	return 1
+}
+
 // pair is a mini-initramfs and an image, with their places on the disk.
 type pair struct {
 	*bootconf.Manifest
@@ -581,20 +607,15 @@ type pair struct {
 	label  string // of the image's partition
 }
 
-func newPair(m *bootconf.Manifest, dir, label string) pair {
-	const generationDigits = 12
-	return pair{m, dir, "/initoverlayfs/" + m.KernelVersion + "/" + m.Mini.SHA256[:generationDigits], label}
-}
-
 func (p *pair) onHost(file string) string { return filepath.Join(p.dir, file) }
 func (p *pair) onDisk(file string) string { return p.folder + "/" + file }
 
 // spec describes the disk for the finished pair.
-func (plan *diskPlan) spec(m *bootconf.Manifest) (disk.Spec, []diskEntry, error) {
+func (plan *diskPlan) spec(ctx context.Context, m *bootconf.Manifest) (disk.Spec, []diskEntry, error) {
 	f := plan.f
-	pairs := []pair{newPair(m, f.build.OutputDir, imageLabel)}
+	pairs := []pair{{m, f.build.OutputDir, plan.folder(plan.current()), imageLabel}}
 	if plan.previous != nil {
-		pairs = append(pairs, newPair(plan.previous, f.previous, previousLabel))
+		pairs = append(pairs, pair{plan.previous, f.previous, plan.folder(1), previousLabel})
 	}
 	kernel := "/" + f.token + "/" + m.KernelVersion + "/linux"
 	plain := "/" + f.token + "/" + m.KernelVersion + "/initrd.img"
@@ -626,90 +647,114 @@ func (plan *diskPlan) spec(m *bootconf.Manifest) (disk.Spec, []diskEntry, error)
 	// The entries name the root by what it is going to have.
 	rootFS := &parts[len(parts)-1]
 	rootFS.FSUUID = disk.DerivedUUID(plan.seed, "root filesystem")
+	serial := strings.ToUpper(disk.DerivedUUID(plan.seed, "serial number"))
+	parts[0].FSUUID = serial[:4] + "-" + serial[4:8]
 
-	entries := plan.entries(pairs, kernel, plain, rootFS.FSUUID)
-	if err := plan.addLoader(esp, entries); err != nil {
+	entries, err := plan.entries(esp, pairs, kernel, plain, rootFS.FSUUID)
+	if err != nil {
+		return disk.Spec{}, nil, err
+	}
+	if err := plan.addLoader(ctx, esp, entries, parts[0].FSUUID); err != nil {
 		return disk.Spec{}, nil, err
 	}
 	if err := plan.setSizes(parts); err != nil {
 		return disk.Spec{}, nil, err
 	}
-	var list []diskEntry
-	for _, e := range entries {
-		list = append(list, diskEntry{e.file, e.title, e.options})
-	}
-	return disk.Spec{Seed: plan.seed, Epoch: f.build.Epoch, Format: f.format, Partitions: parts}, list, nil
-}
-
-// entry is one of the boot loader's menu, in the Boot Loader Specification.
-type entry struct {
-	file, title, version    string
-	kernel, initrd, options string
-}
-
-func (e *entry) String() string {
-	return fmt.Sprintf("title %s\nversion %s\nlinux %s\ninitrd %s\noptions %s\n", e.title, e.version, e.kernel, e.initrd, e.options)
-}
-
-// entries gives the menu: ours, the unchanged initramfs, the previous pair. A
-// boot loader sorts them by their file names, the newest version first: what
-// follows the version with a dot is newer than it, with a tilde older.
-func (plan *diskPlan) entries(pairs []pair, kernel, plain, rootUUID string) []entry {
-	f := plan.f
-	kver := f.build.KernelVersion
-	root := "root=UUID=" + rootUUID + " rw"
-	for word := range bootconf.Words(f.appendWords) {
-		if strings.HasPrefix(word, "root=") {
-			root = ""
-		}
-	}
-	options := func(words ...string) string {
-		return strings.Join(slices.DeleteFunc(append(append([]string{root}, words...), f.appendWords), func(s string) bool { return s == "" }), " ")
-	}
-	item := func(suffix, what, initrd string, words ...string) entry {
-		return entry{
-			file:  f.token + "-" + kver + suffix + ".conf",
-			title: "Linux " + kver + " (" + what + ")", version: kver + suffix,
-			kernel: kernel, initrd: initrd, options: options(words...),
-		}
-	}
-	where := func(p pair) (words []string) {
-		if p.label == previousLabel {
-			words = append(words, bootconf.CmdlinePrefix+"bootfs="+plan.bootfs(p.label))
-		}
-		if plan.bootOn != onRaw {
-			words = append(words, bootconf.CmdlinePrefix+"fs="+p.onDisk(p.Image.File))
-		}
-		return words
-	}
-	list := []entry{
-		item(".initoverlayfs", "initoverlayfs", pairs[0].onDisk(pairs[0].Mini.File), where(pairs[0])...),
-		item("", "plain initramfs", plain),
-	}
-	if len(pairs) > 1 {
-		list = append(list, item("~initoverlayfs", "initoverlayfs, previous", pairs[1].onDisk(pairs[1].Mini.File), where(pairs[1])...))
-	}
-	return list
+	return disk.Spec{Seed: plan.seed, Epoch: f.build.Epoch, Format: f.format, Partitions: parts}, entries, nil
 }
 
 // addLoader adds the boot loader and its configuration to the files of the EFI
-// system partition.
-func (plan *diskPlan) addLoader(esp map[string]string, entries []entry) error {
-	add := func(path, text string) error {
-		host := filepath.Join(plan.work, filepath.Base(path))
-		esp[path] = host
-		return os.WriteFile(host, []byte(text), 0o600)
-	}
-	for _, e := range entries {
-		if err := add("/loader/entries/"+e.file, e.String()); err != nil {
+// system partition, which has this serial number.
+func (plan *diskPlan) addLoader(ctx context.Context, esp map[string]string, entries []diskEntry, serial string) (err error) {
+	f := plan.f
+	program, config := plan.loader, "/loader/loader.conf"
+	text := "timeout " + strconv.Itoa(f.menuTimeout) + "\n"
+	switch {
+	case f.loader == loaderNone:
+		return nil
+	case plan.grub != nil:
+		if program, err = plan.grub.make(ctx, plan.work, serial); err != nil {
 			return err
 		}
+		config, text = grubMenuPath, grubMenu(entries, f.menuTimeout)
 	}
-	if plan.loader == "" {
-		return nil
+	host := filepath.Join(plan.work, filepath.Base(config))
+	esp[config] = host
+	esp["/EFI/BOOT/BOOT"+strings.ToUpper(efiNames[f.build.Arch])+".EFI"] = program
+	return os.WriteFile(host, []byte(text), 0o600)
+}
+
+// entries adds the menu to the files of the EFI system partition, and gives it
+// in its order: ours, the unchanged initramfs, the previous pair.
+func (plan *diskPlan) entries(esp map[string]string, pairs []pair, kernel, plain, rootUUID string) ([]diskEntry, error) {
+	f := plan.f
+	kver := f.build.KernelVersion
+	options := strings.TrimSpace(f.appendWords)
+	hasRoot := false
+	for word := range bootconf.Words(options) {
+		hasRoot = hasRoot || strings.HasPrefix(word, "root=")
 	}
-	esp["/EFI/BOOT/BOOT"+strings.ToUpper(efiNames[plan.f.build.Arch])+".EFI"] = plan.loader
-	return add("/loader/loader.conf", "timeout "+strconv.Itoa(plan.f.menuTimeout)+"\n")
+	if !hasRoot {
+		options = strings.TrimSpace("root=UUID=" + rootUUID + " rw " + options)
+	}
+	// It is the distribution's to replace and to remove, so nothing in it says
+	// that it is ours.
+	name := f.token + "-" + kver + ".conf"
+	text := fmt.Appendf(nil, "title Linux %s\nversion %s\nlinux %s\ninitrd %s\noptions %s\n", kver, kver, kernel, plain, options)
+	dir := filepath.Join(plan.work, "loader", "entries")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
+		return nil, err
+	}
+	menu := bootentry.Plan{
+		Boot: plan.work, Version: kver, Plain: bootentry.ParseBLS(name, text), Initrd: pairs[0].onDisk(pairs[0].Mini.File),
+	}
+	if len(pairs) > 1 {
+		menu.Previous = pairs[1].onDisk(pairs[1].Mini.File)
+	}
+	written, err := bootentry.WriteBLS(menu)
+	if err != nil {
+		return nil, err
+	}
+	names := []string{name}
+	for _, name := range written.Names {
+		e, err := bootentry.ReadBLS(filepath.Join(dir, name))
+		if err != nil {
+			return nil, err
+		}
+		if role, _, _ := e.Ours(); role == bootentry.Current {
+			names = slices.Insert(names, 0, name)
+			continue
+		}
+		// The pair was made for another place. Behind a "--" words are init's.
+		moved := bytes.Replace(e.Format(), []byte("options "), []byte("options "+plan.moved(pairs[1])+" "), 1)
+		if err := os.WriteFile(filepath.Join(dir, name), moved, 0o600); err != nil {
+			return nil, err
+		}
+		names = append(names, name)
+	}
+	var list []diskEntry
+	for _, name := range names {
+		host := filepath.Join(dir, name)
+		esp["/loader/entries/"+name] = host
+		e, err := bootentry.ReadBLS(host)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, diskEntry{name, e.Get("title"), e.Get("options"), e.Get("linux"), e.Get("initrd")})
+	}
+	return list, nil
+}
+
+// moved has the words that tell a pair's storage-init where its image is now.
+func (plan *diskPlan) moved(p pair) string {
+	words := bootconf.CmdlinePrefix + "bootfs=" + plan.bootfs(p.label)
+	if plan.bootOn != onRaw {
+		words += " " + bootconf.CmdlinePrefix + "fs=" + p.onDisk(p.Image.File)
+	}
+	return words
 }
 
 // setSizes sets the sizes of the partitions. Those that a machine updates get

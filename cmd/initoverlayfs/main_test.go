@@ -39,7 +39,7 @@ const testKernel = "6.1.0-9-amd64"
 //	BZIMAGE    the begin of a kernel that unpacks itself to 16 to 48 MiB
 //	QEMU       a program that behaves as if it were QEMU, see fakeQEMU
 func TestScripts(t *testing.T) {
-	for _, tool := range []string{"mkfs.erofs", "fakeroot", "mke2fs", "mtype", "sfdisk", "qemu-img"} {
+	for _, tool := range []string{"mkfs.erofs", "fakeroot", "mke2fs", "mtype", "sfdisk", "qemu-img", "grub-mkimage"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			if os.Getenv("CI") == "true" {
 				t.Fatal(err)

@@ -167,7 +167,7 @@ func recognise(text string) (string, error) {
 		{"BSD-3-clause", "may be used to endorse or promote products"},
 		{"BSD-2-clause", "Redistribution and use in source and binary forms"},
 	} {
-		if strings.Contains(words, known.phrase) && !(known.name == "BSD-2-clause" && slices.Contains(names, "BSD-3-clause")) {
+		if strings.Contains(words, known.phrase) && (known.name != "BSD-2-clause" || !slices.Contains(names, "BSD-3-clause")) {
 			names = append(names, known.name)
 		}
 	}

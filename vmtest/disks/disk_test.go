@@ -31,6 +31,10 @@ func TestEntries(t *testing.T) {
 			"esp", fixtures.All, bootconf.RAM, []string{"--boot", "esp", "--backend", "ram"},
 			[]string{"--backend", "auto:ram,loop", "--bootfstype", "vfat"},
 		},
+		{
+			"grub", fixtures.All, bootconf.Loop, []string{"--bootloader", "grub"},
+			[]string{"--backend", "loop", "--bootfstype", "ext4"},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			fixtures.RequireBoots(t, test.least)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -76,6 +77,7 @@ type madeDisk struct {
 	Manifest *bootconf.Manifest
 
 	path     string
+	grub     bool
 	previous string // UUID of the image of the previous pair
 }
 
@@ -85,7 +87,7 @@ func makeDisk(t *testing.T, initramfs string, previous []string, args ...string)
 	t.Helper()
 	kernel := fixtures.OpenKernel(t, "kernel-6.1")
 	dir := t.TempDir()
-	d := &madeDisk{path: filepath.Join(dir, "disk.img")}
+	d := &madeDisk{path: filepath.Join(dir, "disk.img"), grub: slices.Contains(args, "grub")}
 	inputs := []string{"--kver", kernel.Version, "--initramfs", initramfs, "--modules-dir", kernel.Modules, "--storage", "virtio"}
 	args = append(append([]string{"disk", "--output", d.path, "--kernel", kernel.Image, "--image-compress", fastImage, "--json"}, inputs...), args...)
 	if previous != nil {
@@ -125,13 +127,23 @@ func (d *madeDisk) offset(t *testing.T, label string) int64 {
 // choose makes an entry of the menu the one that is booted.
 func (d *madeDisk) choose(t *testing.T, entry int) {
 	t.Helper()
-	conf := filepath.Join(t.TempDir(), "loader.conf")
-	text := "timeout 1\ndefault " + d.Entries[entry].File + "\n"
+	esp := fmt.Sprintf("%s@@%d", d.path, d.offset(t, "esp"))
+	path, text := "::loader/loader.conf", "timeout 1\ndefault "+d.Entries[entry].File+"\n"
+	if d.grub {
+		path = "::grub/grub.cfg"
+		menu := string(run(t, exec.CommandContext(t.Context(), "mtype", "-i", esp, path)))
+		before, after, found := strings.Cut(menu, "set default=")
+		if !found {
+			t.Fatalf("no default in GRUB's menu:\n%s", menu)
+		}
+		_, after, _ = strings.Cut(after, "\n")
+		text = fmt.Sprintf("%sset default=%d\n%s", before, entry, after)
+	}
+	conf := filepath.Join(t.TempDir(), "menu")
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	esp := fmt.Sprintf("%s@@%d", d.path, d.offset(t, "esp"))
-	run(t, exec.CommandContext(t.Context(), "mcopy", "-o", "-i", esp, conf, "::loader/loader.conf"))
+	run(t, exec.CommandContext(t.Context(), "mcopy", "-o", "-i", esp, conf, path))
 }
 
 // document is what `boot --json` prints.
