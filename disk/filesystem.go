@@ -144,13 +144,18 @@ func (m *maker) run(wrapper []string, name string, args ...string) error {
 	}
 	words := slices.Concat(wrapper, []string{binary}, args)
 	cmd := exec.CommandContext(m.ctx, words[0], words[1:]...)
-	// e2fsprogs take the time of what they write from here.
-	epoch := strconv.FormatInt(m.epoch, 10)
-	cmd.Env = append(os.Environ(), "E2FSPROGS_FAKE_TIME="+epoch, "SOURCE_DATE_EPOCH="+epoch, "LC_ALL=C")
+	cmd.Env = m.environ()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", name, err, bytes.TrimSpace(out))
 	}
 	return nil
+}
+
+// environ is that of programs. e2fsprogs take the time of what they write from
+// there.
+func (m *maker) environ() []string {
+	epoch := strconv.FormatInt(m.epoch, 10)
+	return append(os.Environ(), "E2FSPROGS_FAKE_TIME="+epoch, "SOURCE_DATE_EPOCH="+epoch, "LC_ALL=C")
 }
 
 // tool finds a program that an ordinary user may not have in PATH.

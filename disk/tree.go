@@ -42,7 +42,7 @@ func CheckTree(path string) error {
 	switch {
 	case info.IsDir():
 	case info.Mode().IsRegular():
-		need = append(need, struct{ name, hint string }{"tar", "install tar"})
+		need = append(need, struct{ name, hint string }{"tar", "install tar"}, struct{ name, hint string }{"debugfs", "install e2fsprogs"})
 		if !actsAsRoot() {
 			need = append(need, struct{ name, hint string }{
 				"fakeroot", "install fakeroot, or run as root: a tar's owners and device nodes need one of them",
@@ -149,7 +149,7 @@ func (m *maker) planTree(p *Partition, least int64, scratch string) (filler, err
 	if err := CheckTree(p.Tree); err != nil {
 		return nil, err
 	}
-	dir, wrapper, err := m.openTree(p.Tree, scratch)
+	dir, wrapper, x, err := m.openTree(p.Tree, scratch)
 	if err != nil {
 		return nil, err
 	}
@@ -179,36 +179,44 @@ func (m *maker) planTree(p *Partition, least int64, scratch string) (filler, err
 				return err
 			}
 		}
+		if err := m.setXattrs(disk, p, x); err != nil {
+			return fmt.Errorf("%s: %w", p.Tree, err)
+		}
 		return settleExt4(disk, p.Offset, false)
 	}, nil
 }
 
-// openTree gives a directory with the tree, and what mke2fs must run under to
-// see its owners and device nodes. mke2fs reads tar archives by itself since
-// 1.47.1, if it was built so; unpacking works with every version.
-func (m *maker) openTree(path, scratch string) (dir string, wrapper []string, err error) {
+// openTree gives a directory with the tree, what mke2fs must run under to see
+// its owners and device nodes, and the extended attributes that are not in the
+// directory. mke2fs reads tar archives by itself since 1.47.1, if it was built
+// so; unpacking works with every version.
+func (m *maker) openTree(path, scratch string) (dir string, wrapper []string, x xattrs, err error) {
 	info, err := os.Stat(path)
 	if err != nil || info.IsDir() {
-		return path, nil, err
+		return path, nil, nil, err
 	}
 	if err := os.Mkdir(scratch, 0o700); err != nil {
-		return "", nil, err
+		return "", nil, nil, err
 	}
 	dir = filepath.Join(scratch, "tree")
 	if err := os.Mkdir(dir, 0o755); err != nil {
-		return "", nil, err
+		return "", nil, nil, err
 	}
-	args := []string{
-		"-C", dir, "--force-local", "--numeric-owner", "--same-owner", "--delay-directory-restore",
-		"--xattrs", "--xattrs-include=*", "-xpf", path,
+	var unpacker []string
+	if !actsAsRoot() {
+		fakeroot, err := exec.LookPath("fakeroot")
+		if err != nil {
+			return "", nil, nil, err
+		}
+		state := filepath.Join(scratch, "fakeroot")
+		unpacker = []string{fakeroot, "-s", state, "--"}
+		wrapper = []string{fakeroot, "-i", state, "--"}
 	}
-	if actsAsRoot() {
-		return dir, nil, m.run(nil, "tar", args...)
-	}
-	fakeroot, err := exec.LookPath("fakeroot")
+	err = m.run(unpacker, "tar", "-C", dir, "--force-local", "--numeric-owner", "--same-owner", "--delay-directory-restore",
+		"--no-xattrs", "--no-acls", "--no-selinux", "-xpf", path)
 	if err != nil {
-		return "", nil, err
+		return "", nil, nil, err
 	}
-	state := filepath.Join(scratch, "fakeroot")
-	return dir, []string{fakeroot, "-i", state, "--"}, m.run([]string{fakeroot, "-s", state, "--"}, "tar", args...)
+	x, err = m.readXattrs(path)
+	return dir, wrapper, x, err
 }

@@ -1,7 +1,12 @@
 package disk
 
 import (
+	"archive/tar"
 	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,37 +36,57 @@ func asNobody(t *testing.T, dir, script string, args ...string) *exec.Cmd {
 func treeTar(t *testing.T) string {
 	t.Helper()
 	oracle(t, "fakeroot")
-	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o777); err != nil {
+	path := filepath.Join(t.TempDir(), "tree.tar.gz")
+	f, err := os.Create(path)
+	if err != nil {
 		t.Fatal(err)
 	}
-	out := filepath.Join(dir, "tree.tar.gz")
-	cmd := exec.CommandContext(t.Context(), "fakeroot", "--", "/bin/sh", "-euc", `
-		mkdir -p tree/dev tree/etc tree/home/user tree/locked
-		mknod tree/dev/null c 1 3
-		mknod tree/dev/vda b 254 0
-		mkfifo tree/dev/fifo
-		echo one >tree/etc/one
-		ln tree/etc/one tree/etc/two
-		ln -s ../etc/one tree/home/link
-		chown -h 1000:1001 tree/home/link
-		chown 1000:1001 tree/home/user
-		chmod 4755 tree/etc/one
-		chmod 1777 tree/home
-		echo secret >"tree/locked/with space"
-		chmod 400 "tree/locked/with space"
-		chmod 500 tree/locked
-		find tree -exec touch -h -d @1600000000 {} +
-		tar -C tree --numeric-owner -czf "$1" .`, "sh", out)
-	cmd.Dir = dir
-	if text, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, text)
+	defer f.Close()
+	z := gzip.NewWriter(f)
+	w := tar.NewWriter(z)
+	for _, h := range []tar.Header{
+		{Name: "./", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "./dev/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "./dev/null", Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 3},
+		{Name: "./dev/vda", Typeflag: tar.TypeBlock, Mode: 0o660, Gid: 6, Devmajor: 254},
+		{Name: "./dev/fifo", Typeflag: tar.TypeFifo, Mode: 0o600},
+		{Name: "./etc/", Typeflag: tar.TypeDir, Mode: 0o755, PAXRecords: map[string]string{
+			"SCHILY.xattr.trusted.folder": "yes",
+		}},
+		{Name: "./etc/one", Mode: 0o4755, Size: 4, PAXRecords: map[string]string{
+			"SCHILY.xattr.security.capability": capability,
+			"SCHILY.xattr.user.name":           "value",
+		}},
+		{Name: "./etc/two", Typeflag: tar.TypeLink, Linkname: "./etc/one"},
+		{Name: "./home/", Typeflag: tar.TypeDir, Mode: 0o1777},
+		{Name: "./home/link", Typeflag: tar.TypeSymlink, Linkname: "../etc/one", Mode: 0o777, Uid: 1000, Gid: 1001},
+		{Name: "./home/user/", Typeflag: tar.TypeDir, Mode: 0o700, Uid: 1000, Gid: 1001},
+		{Name: "./locked/", Typeflag: tar.TypeDir, Mode: 0o500},
+		{Name: "./locked/with space", Mode: 0o400, Size: 4, PAXRecords: map[string]string{
+			"SCHILY.xattr.user.name": "spaced",
+		}},
+	} {
+		h.ModTime = time.Unix(1_600_000_000, 0)
+		if h.Typeflag == 0 {
+			h.Typeflag = tar.TypeReg
+		}
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if h.Size > 0 {
+			if _, err := io.WriteString(w, "text"); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
-	if err := os.Chmod(out, 0o644); err != nil {
+	if err := errors.Join(w.Close(), z.Close(), f.Close()); err != nil {
 		t.Fatal(err)
 	}
-	return out
+	return path
 }
+
+// capability is what setcap(8) writes for cap_net_raw+ep.
+const capability = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 
 // stat gives debugfs's description of a file in the ext4 at a disk's begin.
 func stat(t *testing.T, disk, path string) string {
@@ -161,12 +187,24 @@ func checkTree(t *testing.T, path string, p Partition) {
 		"/home/user":         {"User: 1000 Group: 1001", "Type: directory"},
 		"/home/link":         {"User: 1000 Group: 1001", `Fast link dest: "../etc/one"`},
 		"/locked":            {"Mode: 0500"},
-		"/locked/with space": {"Mode: 0400", "Size: 7"},
+		"/locked/with space": {"Mode: 0400", "Size: 4"},
 	} {
 		got := stat(t, alone, name)
 		for _, w := range words {
 			if !strings.Contains(got, w) {
 				t.Errorf("%s: %s; want %s", name, got, w)
+			}
+		}
+	}
+	for name, attrs := range map[string][]string{
+		"/etc":               {`trusted.folder (3) = "yes"`},
+		"/etc/one":           {"security.capability (20) = 01 00 00 02 00 20 00", `user.name (5) = "value"`},
+		"/locked/with space": {`user.name (6) = "spaced"`},
+	} {
+		got := mustRun(t, "debugfs", "-R", `ea_list "`+name+`"`, alone)
+		for _, a := range attrs {
+			if !strings.Contains(got, a) {
+				t.Errorf("attributes of %s: %s; want %s", name, got, a)
 			}
 		}
 	}
@@ -262,6 +300,75 @@ func TestNoSpace(t *testing.T) {
 	}
 }
 
+// paxTar makes a tar of one empty file with these records.
+func paxTar(t *testing.T, name string, records map[string]string) string {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, PAXRecords: records}); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "pax.tar")
+	if err := errors.Join(w.Close(), os.WriteFile(path, b.Bytes(), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestXattrsOfPieces reads an archive that is compressed in several pieces, and
+// one that is not compressed but looks so.
+func TestXattrsOfPieces(t *testing.T) {
+	plain := readFile(t, paxTar(t, "BZ", map[string]string{"SCHILY.xattr.user.a": "b"}))
+	var packed bytes.Buffer
+	for _, piece := range [][]byte{plain[:700], plain[700:]} {
+		z := gzip.NewWriter(&packed)
+		if _, err := z.Write(piece); err != nil {
+			t.Fatal(err)
+		}
+		if err := z.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := xattrs{"/BZ": {"user.a": []byte("b")}}
+	for name, content := range map[string][]byte{"plain": plain, "pieces": packed.Bytes()} {
+		path := filepath.Join(t.TempDir(), "tree.tar")
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := (&maker{ctx: t.Context()}).readXattrs(path)
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("%s: %v (-want +got):\n%s", name, err, diff)
+		}
+		// What is cut off is no end.
+		if err := os.Truncate(path, int64(len(content)/2)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := (&maker{ctx: t.Context()}).readXattrs(path); err == nil {
+			t.Errorf("%s: no error for half of it", name)
+		}
+	}
+}
+
+func TestCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	image := randomFile(t, "image", 3<<20)
+	for name, part := range map[string]Partition{
+		"raw":  {Image: image},
+		"ext4": {FS: "ext4", Files: map[string]string{"/image": image}},
+		"vfat": {FS: "vfat", Files: map[string]string{"/image": image}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			_, err := Create(ctx, filepath.Join(dir, "disk.img"), Spec{Partitions: []Partition{part}})
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("error = %v, want that it was cancelled", err)
+			}
+			noScraps(t, dir)
+		})
+	}
+}
+
 func TestTreeErrors(t *testing.T) {
 	oracle(t, "mke2fs")
 	file := randomFile(t, "file", 3<<20)
@@ -276,6 +383,9 @@ func TestTreeErrors(t *testing.T) {
 		{"missing", Partition{FS: "ext4", Tree: file + "x"}, "no such file"},
 		{"no archive", Partition{FS: "ext4", Tree: file}, "tar: "},
 		{"device", Partition{FS: "ext4", Tree: "/dev/null"}, "neither a directory nor a tar"},
+		{"text list", Partition{FS: "ext4", Tree: paxTar(t, "file", map[string]string{"SCHILY.acl.access": "user::rw-"})}, "access list is there as text only"},
+		{"line break", Partition{FS: "ext4", Tree: paxTar(t, "a\nb", map[string]string{"SCHILY.xattr.user.a": "b"})}, "no line breaks"},
+		{"refused", Partition{FS: "ext4", Tree: paxTar(t, "file", map[string]string{"SCHILY.xattr.user.a": strings.Repeat("x", 70000)})}, "debugfs: set extended attributes: "},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := t.TempDir()

@@ -58,6 +58,10 @@ func (g *grubTools) make(ctx context.Context, work, serial string) (path string,
 		return "", err
 	}
 	args := append([]string{"-O", g.target, "-d", g.modules, "-c", config, "-p", filepath.Dir(grubMenuPath), "-o", path}, grubModules...)
+	// For the kernel's first console on a display; not every architecture has it.
+	if _, err := os.Stat(filepath.Join(g.modules, "all_video.mod")); err == nil {
+		args = append(args, "all_video")
+	}
 	if out, err := exec.CommandContext(ctx, g.mkimage, args...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%s: %w: %s", filepath.Base(g.mkimage), err, bytes.TrimSpace(out))
 	}
