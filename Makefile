@@ -10,8 +10,9 @@ LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint v2.15.0
 NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm v2.45.2
 # What the tests read and boot.
 TEST_FIXTURES := kernel-6.1 kernel-6.12 dracut-6.1.img dracut-nosystemd-6.1.img dracut-6.12.img \
-	initramfs-tools-6.1.img root-bookworm.tar root-bookworm.ext4 bootctl-bookworm
-SID_FIXTURES := erofs-utils-1.9 kernel-sid dracut-sid.img bootctl-sid
+	initramfs-tools-6.1.img root-bookworm.tar root-bookworm.ext4 bootctl-bookworm \
+	generator-bookworm storage-6.1
+SID_FIXTURES := erofs-utils-1.9 kernel-sid dracut-sid.img bootctl-sid generator-sid
 # Sets EROFS_UTILS to the newer erofs-utils, which tests use beside the machine's own.
 FIND_EROFS_UTILS := export EROFS_UTILS; EROFS_UTILS=$$($(FIXTURES) path erofs-utils-1.9) || [ "$${CI:-}" != true ]
 # More flags for go test, for example GOTESTFLAGS=-v.
@@ -111,6 +112,8 @@ PROGRAM := install -D -m 755
 install: build man ## into $(DESTDIR)$(PREFIX), and configuration into $(DESTDIR)$(SYSCONFDIR)
 	$(PROGRAM) $(BIN)/initoverlayfs $(DESTDIR)$(PREFIX)/bin/initoverlayfs
 	$(PROGRAM) $(BIN)/storage-init $(DESTDIR)$(PREFIX)/lib/initoverlayfs/storage-init
+	$(PROGRAM) -t $(DESTDIR)$(PREFIX)/lib/dracut/modules.d/81initoverlayfs dracut/81initoverlayfs/*.sh
+	$(INSTALL) -t $(DESTDIR)$(PREFIX)/lib/dracut/modules.d/81initoverlayfs dracut/81initoverlayfs/*.service dracut/81initoverlayfs/*.target
 	$(PROGRAM) -t $(DESTDIR)$(PREFIX)/lib/kernel/install.d dracut/hooks/kernel-install/*
 	$(PROGRAM) -t $(DESTDIR)$(PREFIX)/lib/initcpio/post dracut/hooks/initcpio-post/*
 	$(PROGRAM) -t $(DESTDIR)$(SYSCONFDIR)/kernel/postinst.d dracut/hooks/kernel-postinst.d/*

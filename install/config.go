@@ -39,7 +39,8 @@ type Config struct {
 	// Compression (erofs_compression) is that of the image; nil: the default.
 	Compression *builder.ImageCompression
 
-	text string // of the file
+	text  string   // of the file
+	notes []string // what is not as the file has it
 }
 
 // readConfig reads a configuration file. One that does not exist has nothing
@@ -60,7 +61,10 @@ func readConfig(path string) (*Config, error) {
 			continue
 		}
 		key, value, _ := strings.Cut(strings.ReplaceAll(line, "\t", " "), " ")
-		if value = strings.TrimSpace(value); value == "" {
+		value = strings.TrimSpace(value)
+		if value == "" && (key == "bootfs" || key == "bootfs_hint") {
+			continue // the C project writes them so where it finds nothing
+		} else if value == "" {
 			err = errors.New("no value")
 		} else if key == "initoverlayfs_init" {
 			direct = value
@@ -75,10 +79,10 @@ func readConfig(path string) (*Config, error) {
 	// As the C project has it: an initrd_builder makes an initramfs with systemd
 	// unless storage-init is to be the init itself.
 	c.Systemd = direct == "false" || direct == "" && c.MiniBuilder != ""
-	if direct == "true" {
-		// Its command line makes what the C project's init needs, which our own
-		// mini-initramfs replaces.
+	if direct == "true" && c.MiniBuilder != "" {
+		// Its command line makes what the C project's init needs.
 		c.MiniBuilder = ""
+		c.notes = append(c.notes, "the key initrd_builder is not used: with initoverlayfs_init true the mini-initramfs is made without dracut")
 	}
 	return c, nil
 }

@@ -20,6 +20,9 @@ import (
 // finds the image of a generation is told by what is mounted where it goes.
 func (i *installation) configure(number int) error {
 	i.conf = i.config.Boot
+	for _, note := range i.config.notes {
+		i.warn(note)
+	}
 	plainAuto := i.conf.Auto && slices.Equal(i.conf.Backends, bootconf.AutoOrder)
 	for _, b := range i.conf.Backends {
 		if !plainAuto && !b.OnBootfs() && b != bootconf.Embedded {

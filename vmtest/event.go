@@ -59,6 +59,7 @@ type Done struct {
 	ErofsSysfs  []string `json:"erofs_sysfs"`  // filesystems below /sys/fs/erofs
 	RootOptions string   `json:"root_options"` // mount options of /
 	Fsck        string   `json:"fsck"`         // how systemd-fsck-root ended; empty: it did not run
+	FailedUnits []string `json:"failed_units"` // of systemd
 
 	// Checks has what each check of the command line found.
 	Checks map[string]json.RawMessage `json:"checks"`
