@@ -41,8 +41,15 @@ func (i *installation) runBuilder(ctx context.Context, command, out string, env 
 	cmd := exec.CommandContext(ctx, "/bin/sh", append(args, "--force", "--kver", i.o.KernelVersion, out)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	cmd.Env = append(os.Environ(), env...)
-	if err := i.run(ctx, cmd); err != nil {
-		return fmt.Errorf("command line %q: %w", command, err)
+	err := i.run(ctx, cmd)
+	if err != nil {
+		err = fmt.Errorf("command line %q: %w", command, err)
+	}
+	if errors.Is(err, syscall.EPERM) {
+		err = &builder.HintedError{Err: err, Advice: "it runs in a mount namespace of its own, which takes root and CAP_SYS_ADMIN"}
+	}
+	if err != nil {
+		return err
 	}
 	if err := checkArchive(out); err != nil {
 		return &builder.HintedError{
