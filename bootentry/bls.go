@@ -83,6 +83,8 @@ func (e *Entry) rank(version string, tokens []string) int {
 		return 4
 	case exact:
 		return 3
+	case strings.Contains(id, "-"+version+"~"):
+		return 0 // Fedora's debug entry, which has the kernel's plain version
 	case field == version:
 		return 2
 	case field == "" && strings.HasSuffix(id, "-"+version):

@@ -292,13 +292,16 @@ func TestPlainEntries(t *testing.T) {
 		"a longer version":                 {map[string]string{machine + "-1-" + v + ".conf": entry("version 1-"+v, "linux /l")}, v, []string{machine}, nil},
 		"a shorter version":                {map[string]string{id + ".conf": plainText}, "amd64", []string{machine}, nil},
 		"no version":                       {map[string]string{"x.conf": entry("linux /l"), "t-.conf": entry("linux /l")}, "", []string{"t"}, nil},
-		"Fedora's debug entry":             {map[string]string{id + "~debug.conf": entry("version "+v+"~debug", "linux /l")}, v, []string{machine}, nil},
-		"another machine, by name":         {map[string]string{other + "-" + v + ".conf": entry("version "+v, "linux /l")}, v, []string{machine}, nil},
-		"another machine, by key":          {map[string]string{"x.conf": entry("version "+v, "machine-id "+other, "linux /l")}, v, []string{machine}, nil},
-		"every machine":                    {map[string]string{other + "-" + v + ".conf": entry("version "+v, "linux /l")}, v, nil, []string{other + "-" + v + ".conf"}},
-		"a unified image":                  {map[string]string{id + ".conf": entry("version "+v, "efi /x.efi")}, v, []string{machine}, nil},
-		"no entry for a loader":            {map[string]string{"." + id + ".conf": plainText, id + ".conf.bak": plainText, ".conf": plainText}, v, []string{machine}, nil},
-		"too large":                        {map[string]string{id + ".conf": plainText + strings.Repeat("#", maxEntryBytes)}, v, []string{machine}, nil},
+		"Fedora's debug entry": {
+			map[string]string{id + ".conf": plainText, id + "~debug.conf": entry("version "+v, "linux /l"), other + "-" + v + "~debug.conf": entry("version "+v, "linux /l")},
+			v, []string{machine}, []string{id + ".conf"},
+		},
+		"another machine, by name": {map[string]string{other + "-" + v + ".conf": entry("version "+v, "linux /l")}, v, []string{machine}, nil},
+		"another machine, by key":  {map[string]string{"x.conf": entry("version "+v, "machine-id "+other, "linux /l")}, v, []string{machine}, nil},
+		"every machine":            {map[string]string{other + "-" + v + ".conf": entry("version "+v, "linux /l")}, v, nil, []string{other + "-" + v + ".conf"}},
+		"a unified image":          {map[string]string{id + ".conf": entry("version "+v, "efi /x.efi")}, v, []string{machine}, nil},
+		"no entry for a loader":    {map[string]string{"." + id + ".conf": plainText, id + ".conf.bak": plainText, ".conf": plainText}, v, []string{machine}, nil},
+		"too large":                {map[string]string{id + ".conf": plainText + strings.Repeat("#", maxEntryBytes)}, v, []string{machine}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := boot(t, tt.entries)

@@ -23,8 +23,8 @@
 //
 // Where one of them meets names made for another one, the previous entry comes
 // second and the plain one third; ours is first everywhere, with one exception:
-// systemd-boot 252 and 253 count the boot counter to the name, and put the plain
-// entry first where both have a counter and neither has a sort-key.
+// systemd-boot 252 (257 does not) counts the boot counter to the name, and puts the
+// plain entry first where both have a counter and neither has a sort-key.
 //
 // An entry of ours has a comment line that says so. Comments are what all loaders
 // pass over in silence: bootctl complains about a key that it does not know, and

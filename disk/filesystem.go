@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -142,20 +143,23 @@ func (m *maker) run(wrapper []string, name string, args ...string) error {
 	if err != nil {
 		return err
 	}
-	words := slices.Concat(wrapper, []string{binary}, args)
-	cmd := exec.CommandContext(m.ctx, words[0], words[1:]...)
-	cmd.Env = m.environ()
+	cmd := m.command(slices.Concat(wrapper, []string{binary}, args)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", name, err, bytes.TrimSpace(out))
 	}
 	return nil
 }
 
-// environ is that of programs. e2fsprogs take the time of what they write from
-// there.
-func (m *maker) environ() []string {
+// command is a program that ends with the context, and with it what it has
+// started: fakeroot is a script.
+func (m *maker) command(words ...string) *exec.Cmd {
+	cmd := exec.CommandContext(m.ctx, words[0], words[1:]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	// e2fsprogs take the time of what they write from here.
 	epoch := strconv.FormatInt(m.epoch, 10)
-	return append(os.Environ(), "E2FSPROGS_FAKE_TIME="+epoch, "SOURCE_DATE_EPOCH="+epoch, "LC_ALL=C")
+	cmd.Env = append(os.Environ(), "E2FSPROGS_FAKE_TIME="+epoch, "SOURCE_DATE_EPOCH="+epoch, "LC_ALL=C")
+	return cmd
 }
 
 // tool finds a program that an ordinary user may not have in PATH.

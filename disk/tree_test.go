@@ -369,6 +369,34 @@ func TestCancelled(t *testing.T) {
 	}
 }
 
+// TestCancelledProgram ends what a script has started, too, and does not wait
+// for it.
+func TestCancelledProgram(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	dir := t.TempDir()
+	script := filepath.Join(dir, "tool")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\nsleep 100 &\n: >\"$1\"\nwait\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	started := filepath.Join(dir, "started")
+	go func() {
+		for {
+			if _, err := os.Stat(started); err == nil || t.Context().Err() != nil {
+				cancel()
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}()
+	began := time.Now()
+	if err := (&maker{ctx: ctx}).run(nil, script, started); err == nil {
+		t.Error("the program was not ended")
+	}
+	if took := time.Since(began); took > 30*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
 func TestTreeErrors(t *testing.T) {
 	oracle(t, "mke2fs")
 	file := randomFile(t, "file", 3<<20)

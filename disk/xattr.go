@@ -9,7 +9,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
@@ -173,8 +172,7 @@ func (m *maker) setXattrs(disk *os.File, p *Partition, x xattrs) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(m.ctx, binary, "-w", "-f", commands, fmt.Sprintf("%s?offset=%d", disk.Name(), p.Offset))
-	cmd.Env = m.environ()
+	cmd := m.command(binary, "-w", "-f", commands, fmt.Sprintf("%s?offset=%d", disk.Name(), p.Offset))
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {

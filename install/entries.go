@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -186,7 +187,14 @@ func (i *installation) writeEntries(ctx context.Context, state *State) ([]string
 			}
 		}
 	}
-	known, err := i.updateGrub(ctx)
+	var inMenu []int
+	if p == nil && i.bootDir == "/boot" {
+		inMenu = []int{state.Current}
+		if state.Previous != 0 {
+			inMenu = append(inMenu, state.Previous)
+		}
+	}
+	known, err := i.updateGrub(ctx, inMenu)
 	if err == nil && p == nil && !known && !i.o.EntriesFollow {
 		i.warn("no boot loader was found that has an entry of kernel " + i.o.KernelVersion + " beside which ours could be put; the pair is there, and is not booted")
 	}
@@ -248,7 +256,7 @@ func (i *installation) removeEntries(ctx context.Context) error {
 	if _, err := bootentry.RemoveBLS(i.bootDir, i.o.KernelVersion, tokens...); err != nil {
 		return err
 	}
-	_, err = i.updateGrub(ctx)
+	_, err = i.updateGrub(ctx, nil)
 	return err
 }
 
@@ -258,8 +266,9 @@ const grubScript = "/etc/grub.d/09_initoverlayfs"
 var grubConfigs = []string{"/boot/grub/grub.cfg", "/boot/grub2/grub.cfg"}
 
 // updateGrub has GRUB's menu written again, if there is one in which our script
-// takes part; known tells that.
-func (i *installation) updateGrub(ctx context.Context) (known bool, err error) {
+// takes part, which known tells, and if it does not name these generations of the
+// kernel: grub-mkconfig may take long, and a new kernel's hooks call us twice.
+func (i *installation) updateGrub(ctx context.Context, generations []int) (known bool, err error) {
 	if i.m.sysroot != "" {
 		return false, nil
 	}
@@ -276,13 +285,46 @@ func (i *installation) updateGrub(ctx context.Context) (known bool, err error) {
 		}
 		for _, program := range []string{"grub-mkconfig", "grub2-mkconfig"} {
 			if _, err := exec.LookPath(program); err == nil {
-				i.progress("writing the boot menu " + config)
-				// Debian's update-grub does this, and others do not have it.
-				return true, i.writeGrubConfig(ctx, program, config)
+				return true, i.updateGrubConfig(ctx, program, config, generations)
 			}
 		}
 	}
 	return false, nil
+}
+
+// updateGrubConfig has a menu written, if it is not yet as it shall be.
+func (i *installation) updateGrubConfig(ctx context.Context, program, config string, generations []int) error {
+	menu, err := os.ReadFile(config)
+	if err != nil {
+		return err
+	}
+	if slices.Equal(menuGenerations(menu, i.o.KernelVersion), generations) {
+		return nil
+	}
+	i.progress("writing the boot menu " + config)
+	// Debian's update-grub does this, and others do not have it.
+	if err := i.writeGrubConfig(ctx, program, config); err != nil {
+		return err
+	}
+	if menu, err = os.ReadFile(config); err != nil {
+		return err
+	}
+	if got := menuGenerations(menu, i.o.KernelVersion); !slices.Equal(got, generations) {
+		i.warn(fmt.Sprintf("%s has entries of the pairs %d of kernel %s and not of %d; what does %s say?", config, got, i.o.KernelVersion, generations, program))
+	}
+	return nil
+}
+
+// menuGenerations are those of a kernel that a menu has entries of, in its order.
+func menuGenerations(menu []byte, kver string) []int {
+	var numbers []int
+	name := regexp.MustCompile(folder + "/" + regexp.QuoteMeta(kver) + "/([0-9]+)/initramfs-")
+	for _, m := range name.FindAllSubmatch(menu, -1) {
+		if n, err := strconv.Atoi(string(m[1])); err == nil {
+			numbers = append(numbers, n)
+		}
+	}
+	return numbers
 }
 
 // writeGrubConfig has the menu written beside, and renames it: what grub-mkconfig

@@ -1,6 +1,7 @@
 package install
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"os/exec"
@@ -10,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"initoverlayfs/bootentry"
 )
 
 // Where /boot is a folder of the root filesystem the boot loader has longer names
@@ -214,6 +217,58 @@ func TestTakeOverDefault(t *testing.T) {
 			s.install()
 			if got := run("list"); got != "saved_entry="+plain {
 				t.Errorf("after the user's choice grubenv has %q", got)
+			}
+		})
+	}
+}
+
+// grub-mkconfig is run when the menu lacks a pair or has one too many, and what it
+// leaves out is told.
+func TestUpdateGrubConfig(t *testing.T) {
+	var menu bytes.Buffer
+	err := bootentry.GrubMenu(&menu, &bootentry.GrubDefaults{}, []bootentry.GrubKernel{
+		{Version: kver, Linux: "/l", Plain: "/p", Mini: "/@/boot/initoverlayfs/" + kver + "/12/initramfs-" + kver + ".img", Previous: "/@/boot/initoverlayfs/" + kver + "/9/initramfs-" + kver + ".img"},
+		{Version: kver + "1", Linux: "/l", Mini: "/boot/initoverlayfs/" + kver + "1/7/initramfs-" + kver + "1.img"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	config, made, program := filepath.Join(dir, "grub.cfg"), filepath.Join(dir, "made"), filepath.Join(dir, "grub-mkconfig")
+	if err := os.WriteFile(made, menu.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(program, []byte("#!/bin/sh\necho >>"+program+".runs\ncat "+made+" >\"$2\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name, before string
+		generations  []int
+		runs, told   bool
+	}{
+		{"as it shall be", menu.String(), []int{12, 9}, false, false},
+		{"empty", "", []int{12, 9}, true, false},
+		{"an older pair", strings.ReplaceAll(menu.String(), "/12/", "/11/"), []int{12, 9}, true, false},
+		{"another order", menu.String(), []int{9, 12}, true, true},
+		{"one too many", menu.String(), []int{12}, true, true},
+		{"removed", menu.String(), nil, true, true},
+		{"none, and none wanted", "", nil, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := os.WriteFile(config, []byte(tt.before), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			_ = os.Remove(program + ".runs")
+			var told []string
+			i := &installation{
+				o:        &Options{KernelVersion: kver, Freeze: func(context.Context, string) error { return nil }},
+				progress: func(string) {}, warn: func(s string) { told = append(told, s) },
+			}
+			if err := i.updateGrubConfig(context.Background(), program, config, tt.generations); err != nil {
+				t.Fatal(err)
+			}
+			if runs := isFile(program + ".runs"); runs != tt.runs || (len(told) > 0) != tt.told {
+				t.Errorf("grub-mkconfig was run: %t, want %t; warnings %q", runs, tt.runs, told)
 			}
 		})
 	}

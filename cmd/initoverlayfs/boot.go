@@ -62,7 +62,7 @@ func (a *app) bootCommand() *cobra.Command {
 	p.StringVar(&f.initramfs, "initramfs", "", "initramfs `FILE` of the backend plain")
 	p.StringVar(&f.rootDisk, "rootdisk", "", "disk `IMAGE` with the real root; the guest's writes are thrown away")
 	p.StringVar(&f.bootDisk, "bootdisk", "", "disk `IMAGE` with the boot filesystem or the image; writes are thrown away")
-	p.StringVar(&f.disk, "disk", "", "disk `IMAGE` that UEFI firmware boots, as the verb disk makes it; writes are thrown away.\nIts entries need the words that follow the boot: see README.md")
+	p.StringVar(&f.disk, "disk", "", "disk `IMAGE` that UEFI firmware boots, as the verb disk makes it; writes are thrown away.\nIts entries need the words by which the boot is followed; --kernel only serves to prove KVM")
 	p.StringVar(&f.firmware, "firmware", "", "`FILE` of the UEFI firmware for --disk (default: the distribution's OVMF)")
 	p.StringVar(&f.firmwareVars, "firmware-vars", "", "`FILE` with the firmware's variables; the guest gets a copy")
 	p.StringVar(&f.bootfsType, "bootfstype", "", "`TYPE` of the boot filesystem that is made (default: the build's, else ext4)")

@@ -151,6 +151,7 @@ func (f *diskFlags) add(p *pflag.FlagSet) {
 	p.StringVar(&f.compress, "compress", string(compress.Zstd), "`ALGORITHM` of the mini-initramfs: zstd, lz4, gzip, xz or none")
 	p.StringVar(&o.Arch, "arch", runtime.GOARCH, "`ARCH` of the kernel, as Go names it")
 	f.layout.add(p, "that of --kver")
+	must(p.MarkHidden("blobs")) // refused, and said why
 }
 
 // diskPlan is what is decided before the long work.

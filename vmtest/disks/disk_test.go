@@ -9,6 +9,8 @@ import (
 	"initoverlayfs/vmtest/fixtures"
 )
 
+const debianKernel = "kernel-6.1"
+
 // TestEntries boots disks of each kind by the entries of their menus: the first
 // is what is booted if nobody chooses.
 func TestEntries(t *testing.T) {
@@ -17,29 +19,32 @@ func TestEntries(t *testing.T) {
 		least    fixtures.Boots // of the first entry; the others are for All
 		backend  bootconf.Backend
 		args     []string
-		previous []string // how the previous pair is built
+		previous []string // how the previous pair is built; nil: there is none
+		kernel   string
 	}{
 		{
 			"boot partition", fixtures.Some, bootconf.Loop, nil,
-			[]string{"--backend", "loop", "--bootfstype", "ext4"},
+			[]string{"--backend", "loop", "--bootfstype", "ext4"}, debianKernel,
 		},
 		{
 			"raw partition", fixtures.All, bootconf.Block, []string{"--boot", "raw"},
-			[]string{"--backend", "block"},
+			[]string{"--backend", "block"}, debianKernel,
 		},
 		{
 			"esp", fixtures.All, bootconf.RAM, []string{"--boot", "esp", "--backend", "ram"},
-			[]string{"--backend", "auto:ram,loop", "--bootfstype", "vfat"},
+			[]string{"--backend", "auto:ram,loop", "--bootfstype", "vfat"}, debianKernel,
 		},
 		{
 			"grub", fixtures.All, bootconf.Loop, []string{"--bootloader", "grub"},
-			[]string{"--backend", "loop", "--bootfstype", "ext4"},
+			[]string{"--backend", "loop", "--bootfstype", "ext4"}, debianKernel,
 		},
+		{"a kernel that mounts files", fixtures.All, bootconf.File, nil, nil, "kernel-6.12"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			fixtures.RequireBoots(t, test.least)
-			initramfs, root := fixtures.Path(t, "dracut-6.1.img"), fixtures.Path(t, "root-bookworm.tar")
-			d := makeDisk(t, initramfs, test.previous, append(test.args, "--root", root, "--append", followed(t))...)
+			initramfs := fixtures.Path(t, strings.Replace(test.kernel, "kernel", "dracut", 1)+".img")
+			root := fixtures.Path(t, "root-bookworm.tar")
+			d := makeDisk(t, test.kernel, initramfs, test.previous, append(test.args, "--root", root, "--append", followed(t))...)
 			t.Run("ours", func(t *testing.T) { d.bootPair(t, d.Manifest.Image.UUID, test.backend) })
 			t.Run("plain", func(t *testing.T) {
 				fixtures.RequireBoots(t, fixtures.All)
@@ -49,6 +54,9 @@ func TestEntries(t *testing.T) {
 					t.Errorf("backend %s, handover %v, record %+v; want a plain boot", doc.Backend, doc.HandoverS, doc.Record)
 				}
 			})
+			if test.previous == nil {
+				return
+			}
 			t.Run("previous", func(t *testing.T) {
 				fixtures.RequireBoots(t, fixtures.All)
 				d.choose(t, 2)
@@ -92,7 +100,7 @@ func (d *madeDisk) bootPair(t *testing.T, uuid string, backend bootconf.Backend)
 // is reported as failed, for the reason that storage-init names.
 func TestDamaged(t *testing.T) {
 	fixtures.RequireBoots(t, fixtures.Some)
-	d := makeDisk(t, tinyTree(t), []string{"--backend", "block"}, "--root", t.TempDir(), "--boot", "raw",
+	d := makeDisk(t, debianKernel, tinyTree(t), []string{"--backend", "block"}, "--root", t.TempDir(), "--boot", "raw",
 		"--append", followed(t)+" initoverlayfs.timeout=2 initoverlayfs.on_failure=reboot:0")
 	const superblock = 1024
 	for _, test := range []struct {

@@ -72,7 +72,7 @@ type board struct {
 
 func makeBoard(t *testing.T, backend bootconf.Backend) *board {
 	t.Helper()
-	kernel := fixtures.OpenKernel(t, "kernel-6.1")
+	kernel := fixtures.OpenKernel(t, debianKernel)
 	b := &board{dir: filepath.Join(t.TempDir(), "board")}
 	out := run(t, command(t, "disk", "--embedded", "--output", b.dir, "--kver", kernel.Version, "--kernel", kernel.Image,
 		"--initramfs", tinyTree(t), "--modules-dir", kernel.Modules, "--backend", string(backend), "--json",

@@ -81,11 +81,11 @@ type madeDisk struct {
 	previous string // UUID of the image of the previous pair
 }
 
-// makeDisk makes a disk of an initramfs, with a previous pair if its flags say
+// makeDisk makes a disk of a kernel and an initramfs, with a previous pair if its flags say
 // how to build one.
-func makeDisk(t *testing.T, initramfs string, previous []string, args ...string) *madeDisk {
+func makeDisk(t *testing.T, kernelName, initramfs string, previous []string, args ...string) *madeDisk {
 	t.Helper()
-	kernel := fixtures.OpenKernel(t, "kernel-6.1")
+	kernel := fixtures.OpenKernel(t, kernelName)
 	dir := t.TempDir()
 	d := &madeDisk{path: filepath.Join(dir, "disk.img"), grub: slices.Contains(args, "grub")}
 	inputs := []string{"--kver", kernel.Version, "--initramfs", initramfs, "--modules-dir", kernel.Modules, "--storage", "virtio"}
