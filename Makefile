@@ -12,7 +12,9 @@ NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm v2.45.2
 TEST_FIXTURES := kernel-6.1 kernel-6.12 dracut-6.1.img dracut-nosystemd-6.1.img dracut-6.12.img \
 	initramfs-tools-6.1.img root-bookworm.tar root-bookworm.ext4 bootctl-bookworm \
 	generator-bookworm storage-6.1
-SID_FIXTURES := erofs-utils-1.9 kernel-sid dracut-sid.img bootctl-sid generator-sid
+SID_FIXTURES := erofs-utils-1.9 kernel-sid dracut-sid.img bootctl-sid
+# What only `make vmtest` boots.
+MORE_FIXTURES := generator-trixie generator-sid
 # Sets EROFS_UTILS to the newer erofs-utils, which tests use beside the machine's own.
 FIND_EROFS_UTILS := export EROFS_UTILS; EROFS_UTILS=$$($(FIXTURES) path erofs-utils-1.9) || [ "$${CI:-}" != true ]
 # More flags for go test, for example GOTESTFLAGS=-v.
@@ -68,7 +70,7 @@ test: build ## all tests: units, tiny VMs, a few boots of Debian (installs what 
 
 .PHONY: vmtest
 vmtest: build ## the tests with every boot of every distribution
-	$(FIXTURES) tools $(TEST_FIXTURES) $(SID_FIXTURES)
+	$(FIXTURES) tools $(TEST_FIXTURES) $(SID_FIXTURES) $(MORE_FIXTURES)
 	$(FIND_EROFS_UTILS); INITOVERLAYFS_VM=full $(GO) test -count=1 -timeout 180m $(GOTESTFLAGS) ./...
 
 .PHONY: bench

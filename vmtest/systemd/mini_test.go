@@ -314,11 +314,20 @@ func TestConfigurationOfC(t *testing.T) {
 	p.boots(t, p.machine(t, p.plainDisk(t)), "vda")
 }
 
-// TestSystemdMiniOfSid is the same module under dracut and systemd of Debian sid.
-func TestSystemdMiniOfSid(t *testing.T) {
-	fixtures.RequireBoots(t, fixtures.All)
-	p := system{"generator-sid", "kernel-sid", fixtures.Path(t, "dracut-sid.img")}.install(t,
-		"bootfs LABEL=boot\nbootfstype ext4\nbackend auto:file,loop\ninitoverlayfs_init false\n", "compress=zstd\n")
-	p.backend = bootconf.File
-	p.boots(t, p.machine(t, p.plainDisk(t)), "vda")
+// TestSystemdMiniOfOthers is the same module under dracut and systemd of later
+// releases of Debian.
+func TestSystemdMiniOfOthers(t *testing.T) {
+	for _, s := range []struct{ name, tree, kernel string }{
+		{"trixie", "generator-trixie", "kernel-6.12"},
+		{"sid", "generator-sid", "kernel-sid"},
+	} {
+		t.Run(s.name, func(t *testing.T) {
+			fixtures.RequireBoots(t, fixtures.All)
+			p := system{tree: s.tree, kernel: s.kernel}.install(t,
+				"bootfs LABEL=boot\nbootfstype ext4\nbackend auto:file,loop\ninitoverlayfs_init false\ninitoverlayfs_builder dracut -N\n",
+				"compress=zstd\n")
+			p.backend = bootconf.File
+			p.boots(t, p.machine(t, p.plainDisk(t)), "vda")
+		})
+	}
 }
