@@ -37,7 +37,11 @@ func (l *Linux) WaitUevent(deadline int64) (event Uevent, ok bool, err error) {
 		n, err := unix.Read(l.uevent, buf)
 		switch err {
 		case nil:
-			if event := parseUevent(string(buf[:n])); event != (Uevent{}) {
+			event := parseUevent(string(buf[:n]))
+			if l.Udev {
+				event.Modalias = "" // udev loads the drivers
+			}
+			if event != (Uevent{}) {
 				return event, true, nil
 			}
 		case unix.EINTR:

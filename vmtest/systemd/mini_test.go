@@ -112,7 +112,7 @@ func storedPair(t *testing.T) pair {
 		p := s.install(t, "bootfs LABEL=boot\nbootfstype ext4\nbackend loop\ninitoverlayfs_init false\n",
 			// What the virtual machine has, so that it takes less of its time.
 			`hostonly=no
-			compress=zstd
+			compress="zstd -1"
 			omit_dracutmodules+=" kernel-modules kernel-modules-extra qemu btrfs i18n "
 			add_drivers+=" virtio_blk virtio_pci ext4 dm_crypt raid1 xts aes_generic sha256_generic "
 			install_items+=" /etc/boot.key "
@@ -202,7 +202,11 @@ func (p pair) plainDisk(t *testing.T) []vmtest.Drive {
 func (p pair) machine(t *testing.T, disks []vmtest.Drive, words ...string) vmtest.Machine {
 	return vmtest.Machine{
 		Kernel: p.kernel.Image, Initrd: p.mini,
-		Append: append([]string{"root=LABEL=root", "rw", "systemd.log_target=kmsg", "systemd.show_status=no"}, words...),
+		Append: append([]string{
+			"root=LABEL=root", "rw", "systemd.log_target=kmsg", "systemd.show_status=no",
+			// Where the CPU is emulated udev may take half a minute for what is there.
+			"initoverlayfs.timeout=180",
+		}, words...),
 		Drives: append(slices.Clip(disks), vmtest.Drive{Path: fixtures.Path(t, rootDisk), Snapshot: true}),
 		Expect: []vmtest.Milestone{vmtest.HandedOver, vmtest.MultiUser},
 		// Two systemd in a row, and dracut's shell scripts in both.
@@ -310,7 +314,7 @@ func TestConfigurationOfC(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := system{"generator-bookworm", "kernel-6.1", ""}.install(t, string(text), "compress=zstd\n")
+	p := system{"generator-bookworm", "kernel-6.1", ""}.install(t, string(text), `compress="zstd -1"`+"\n")
 	p.boots(t, p.machine(t, p.plainDisk(t)), "vda")
 }
 
@@ -325,7 +329,7 @@ func TestSystemdMiniOfOthers(t *testing.T) {
 			fixtures.RequireBoots(t, fixtures.All)
 			p := system{tree: s.tree, kernel: s.kernel}.install(t,
 				"bootfs LABEL=boot\nbootfstype ext4\nbackend auto:file,loop\ninitoverlayfs_init false\ninitoverlayfs_builder dracut -N\n",
-				"compress=zstd\n")
+				`compress="zstd -1"`+"\n")
 			p.backend = bootconf.File
 			p.boots(t, p.machine(t, p.plainDisk(t)), "vda")
 		})
