@@ -11,8 +11,10 @@ NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm v2.45.2
 # What the tests read and boot.
 TEST_FIXTURES := kernel-6.1 kernel-6.12 dracut-6.1.img dracut-nosystemd-6.1.img dracut-6.12.img \
 	initramfs-tools-6.1.img root-bookworm.tar root-bookworm.ext4 bootctl-bookworm \
-	generator-bookworm storage-6.1
+	generator-bookworm storage-6.1 debian-dracut.tar debian-initramfs-tools.tar debian-kernel-bookworm
 SID_FIXTURES := erofs-utils-1.9 kernel-sid dracut-sid.img bootctl-sid generator-sid
+# What only `make vmtest` boots.
+FULL_FIXTURES := debian-kernel-bookworm-backports debian-sid.tar debian-kernel-sid
 # Sets EROFS_UTILS to the newer erofs-utils, which tests use beside the machine's own.
 FIND_EROFS_UTILS := export EROFS_UTILS; EROFS_UTILS=$$($(FIXTURES) path erofs-utils-1.9) || [ "$${CI:-}" != true ]
 # More flags for go test, for example GOTESTFLAGS=-v.
@@ -69,7 +71,7 @@ test: build ## all tests: units, tiny VMs, a few boots of Debian (installs what 
 
 .PHONY: vmtest
 vmtest: build ## the tests with every boot of every distribution
-	$(FIXTURES) tools $(TEST_FIXTURES) $(SID_FIXTURES)
+	$(FIXTURES) tools $(TEST_FIXTURES) $(SID_FIXTURES) $(FULL_FIXTURES)
 	$(FIND_EROFS_UTILS); INITOVERLAYFS_VM=full $(GO) test -count=1 -timeout 180m $(GOTESTFLAGS) ./...
 
 .PHONY: bench
