@@ -11,10 +11,10 @@ NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm v2.45.2
 # What the tests read and boot.
 TEST_FIXTURES := kernel-6.1 kernel-6.12 dracut-6.1.img dracut-nosystemd-6.1.img dracut-6.12.img \
 	initramfs-tools-6.1.img root-bookworm.tar root-bookworm.ext4 bootctl-bookworm \
-	generator-bookworm storage-6.1
+	generator-bookworm storage-6.1 debian-dracut.tar debian-initramfs-tools.tar debian-kernel-bookworm
 SID_FIXTURES := erofs-utils-1.9 kernel-sid dracut-sid.img bootctl-sid
 # What only `make vmtest` boots.
-MORE_FIXTURES := generator-trixie generator-sid
+MORE_FIXTURES := generator-trixie generator-sid debian-kernel-bookworm-backports debian-sid.tar debian-kernel-sid
 # Sets EROFS_UTILS to the newer erofs-utils, which tests use beside the machine's own.
 FIND_EROFS_UTILS := export EROFS_UTILS; EROFS_UTILS=$$($(FIXTURES) path erofs-utils-1.9) || [ "$${CI:-}" != true ]
 # More flags for go test, for example GOTESTFLAGS=-v.
@@ -28,6 +28,7 @@ PREFIX ?= /usr
 SYSCONFDIR ?= /etc
 DESTDIR ?=
 BIN ?= bin
+OUT ?= out
 # Of the programs and packages that are made, as Go names it.
 ARCH ?= $(shell $(GO) env GOARCH)
 
@@ -102,10 +103,10 @@ demo: build ## a real initramfs, plain and through each backend, and a table of 
 
 .PHONY: man
 man: ## manual pages, into out/man
-	rm -rf out/man
-	mkdir -p out/man
-	$(GO) test ./cmd/initoverlayfs -count=1 -run '^TestManPages$$' -args -man "$(CURDIR)/out/man"
-	cp man/*.[1-8] out/man/
+	rm -rf $(OUT)/man
+	mkdir -p $(OUT)/man
+	$(GO) test ./cmd/initoverlayfs -count=1 -run '^TestManPages$$' -args -man "$(abspath $(OUT))/man"
+	cp man/*.[1-8] $(OUT)/man/
 
 INSTALL := install -D -m 644
 PROGRAM := install -D -m 755
@@ -117,13 +118,15 @@ install: build man ## into $(DESTDIR)$(PREFIX), and configuration into $(DESTDIR
 	$(PROGRAM) -t $(DESTDIR)$(PREFIX)/lib/dracut/modules.d/81initoverlayfs dracut/81initoverlayfs/*.sh
 	$(INSTALL) -t $(DESTDIR)$(PREFIX)/lib/dracut/modules.d/81initoverlayfs dracut/81initoverlayfs/*.service dracut/81initoverlayfs/*.target
 	$(PROGRAM) -t $(DESTDIR)$(PREFIX)/lib/kernel/install.d dracut/hooks/kernel-install/*
+	$(INSTALL) -t $(DESTDIR)$(PREFIX)/lib/dracut/modules.d/81initoverlayfs dracut/81initoverlayfs/*.service dracut/81initoverlayfs/*.target
+	$(PROGRAM) -t $(DESTDIR)$(PREFIX)/lib/dracut/modules.d/81initoverlayfs dracut/81initoverlayfs/*.sh
 	$(PROGRAM) -t $(DESTDIR)$(PREFIX)/lib/initcpio/post dracut/hooks/initcpio-post/*
 	$(PROGRAM) -t $(DESTDIR)$(SYSCONFDIR)/kernel/postinst.d dracut/hooks/kernel-postinst.d/*
 	$(PROGRAM) -t $(DESTDIR)$(SYSCONFDIR)/kernel/postrm.d dracut/hooks/kernel-postrm.d/*
 	$(PROGRAM) -t $(DESTDIR)$(SYSCONFDIR)/initramfs/post-update.d dracut/hooks/initramfs-post-update.d/*
 	$(PROGRAM) -t $(DESTDIR)$(SYSCONFDIR)/grub.d dracut/hooks/grub.d/*
 	$(INSTALL) packaging/initoverlayfs.conf $(DESTDIR)$(SYSCONFDIR)/initoverlayfs.conf
-	for page in out/man/*; do \
+	for page in $(OUT)/man/*; do \
 		$(INSTALL) "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}"; \
 		gzip -9nf "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}"; \
 	done
@@ -132,12 +135,14 @@ install: build man ## into $(DESTDIR)$(PREFIX), and configuration into $(DESTDIR
 	$(GO) run ./cmd/initoverlayfs completion fish | $(INSTALL) /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/initoverlayfs.fish
 
 .PHONY: deb rpm
-deb rpm: ## a package of Debian's kind, or Fedora's, into out (ARCH=amd64|arm64, VERSION=)
-	rm -rf out/package
-	$(MAKE) install ARCH=$(ARCH) BIN=out/package/bin DESTDIR=out/package/root ZSHDIR=$(ZSHDIR) LDFLAGS="-X main.version=$(VERSION)"
-	$(GO) run ./packaging/copyright ./cmd/initoverlayfs ./cmd/storage-init >out/package/copyright
+deb: ## a package for Debian, into out (ARCH=amd64|arm64, VERSION=)
+rpm: ## a package for Fedora, into out
+deb rpm:
+	rm -rf $(OUT)/package
+	$(MAKE) install OUT=$(OUT) ARCH=$(ARCH) BIN=$(OUT)/package/bin DESTDIR=$(OUT)/package/root ZSHDIR=$(ZSHDIR) LDFLAGS="-X main.version=$(VERSION)"
+	$(GO) run ./packaging/copyright ./cmd/initoverlayfs ./cmd/storage-init >$(OUT)/package/copyright
 	printf '%s\n' "initoverlayfs ($(VERSION)) unstable; urgency=medium" "" \
 		"  * What changed is in the history of the sources." "" \
-		" -- $(MAINTAINER)  $$(date -uRd @$$SOURCE_DATE_EPOCH)" | gzip -9n >out/package/changelog.gz
-	nfpm=$$($(GOTOOL) $(NFPM)); ARCH=$(ARCH) VERSION="$(VERSION)" MAINTAINER="$(MAINTAINER)" \
-		"$$nfpm" package --config packaging/nfpm.yaml --packager $@ --target out/
+		" -- $(MAINTAINER)  $$(date -uRd @$$SOURCE_DATE_EPOCH)" | gzip -9n >$(OUT)/package/changelog.gz
+	nfpm=$$($(GOTOOL) $(NFPM)); ARCH=$(ARCH) OUT="$(OUT)" VERSION="$(VERSION)" MAINTAINER="$(MAINTAINER)" \
+		"$$nfpm" package --config packaging/nfpm.yaml --packager $@ --target $(OUT)/

@@ -488,7 +488,7 @@ func (plan *diskPlan) findPrevious() error {
 	if f.previous == "" {
 		return nil
 	}
-	m, err := (&bootFlags{dir: f.previous}).readManifest()
+	m, err := (&bootFlags{dir: f.previous, kver: f.build.KernelVersion}).readManifest()
 	if err != nil {
 		return err
 	}
@@ -509,8 +509,6 @@ func (plan *diskPlan) findPrevious() error {
 		return b.OnBootfs() && plan.bootOn != onRaw
 	}
 	switch {
-	case m.KernelVersion != f.build.KernelVersion:
-		return fmt.Errorf("the build in %s is for kernel %s, the disk for %s", f.previous, m.KernelVersion, f.build.KernelVersion)
 	case len(m.Image.Blobs) > 0:
 		return fmt.Errorf("the build in %s has its data in blobs", f.previous)
 	case !slices.ContainsFunc(config.Backends, suits):
