@@ -87,6 +87,13 @@ func TestHookScript(t *testing.T) {
 			t.Errorf("printed %q and %q; want %q", stdout, stderr, want)
 		}
 	})
+	t.Run("/boot of its own", func(t *testing.T) {
+		// grub-mkrelpath prints nothing for the top of a filesystem.
+		stdout, stderr := runHook(t, strings.ReplaceAll(fakeLib, `echo "/@$1"`, "echo"), bin(t, `env | grep ^INITOVERLAYFS_GRUB_BOOT`))
+		if want := "INITOVERLAYFS_GRUB_BOOT_PATH=/\n"; !strings.Contains(stdout, want) || stderr != "" {
+			t.Errorf("printed %q and %q; want %q", stdout, stderr, want)
+		}
+	})
 	t.Run("a menu", func(t *testing.T) {
 		stdout, stderr := runHook(t, fakeLib, bin(t, ""), "GRUB_FS=btrfs")
 		if strings.Count(stdout, "menuentry '") != 4 || stderr != "" {

@@ -1,17 +1,33 @@
 #!/usr/bin/env bash
-# enter.sh DISK ESP BOOT ROOT SHARE: runs the script on standard input inside the
-# Debian on a disk, in a mount namespace of its own. ESP, BOOT and ROOT are the
-# partitions as OFFSET:BYTES; SHARE is a folder that is /run/host in there.
+# enter.sh DISK ESP SHARE: runs the script on standard input inside the Debian on
+# a disk, in a mount namespace of its own. The partitions are the ESP, whose
+# OFFSET:BYTES is given, /boot and the root; SHARE is a folder that is /run/host
+# in there.
+# shellcheck disable=SC2317  # leave is called by trap
 set -euo pipefail
-disk=$1 share=$5
+disk=$1 share=$3
 esp=$disk@@${2%:*}
 export MTOOLS_SKIP_CHECK=1
 
 root=$(mktemp -d)
-trap 'umount -R "$root" && rmdir "$root"' EXIT
-mount -o "loop,offset=${4%:*},sizelimit=${4#*:}" "$disk" "$root"
+loop=
+leave() {
+	if mountpoint -q "$root"; then umount -R "$root"; fi
+	rmdir "$root"
+	if [ -n "$loop" ]; then
+		partx -d "$loop"
+		losetup -d "$loop"
+	fi
+}
+trap leave EXIT
+loop=$(losetup -f --show "$disk")
+# A run that was killed may have left its partitions to the next user of the
+# device.
+partx -d "$loop" 2>/dev/null || true
+partx -a "$loop"
+mount "${loop}p3" "$root"
 mkdir -p "$root/boot"
-mount -o "loop,offset=${3%:*},sizelimit=${3#*:}" "$disk" "$root/boot"
+mount "${loop}p2" "$root/boot"
 mkdir -p "$root/boot/efi"
 mount -t tmpfs -o mode=755 esp "$root/boot/efi"
 if [ -n "$(mdir -i "$esp" -b ::/)" ]; then mcopy -snmi "$esp" '::/*' "$root/boot/efi/"; fi

@@ -26,7 +26,7 @@ func TestMain(m *testing.M) { os.Exit(fixtures.InWorkFolder(m, "distro", &work))
 // debian is a Debian on a disk, and what its programs and we can say of it.
 type debian struct {
 	path  string // of the disk
-	parts []disk.Partition
+	esp   disk.Partition
 	share string // folder that is /run/host inside
 }
 
@@ -48,7 +48,7 @@ func newDebian(t *testing.T, tree string) *debian {
 		t.Fatal(err)
 	}
 	d := &debian{path: filepath.Join(t.TempDir(), "disk.img"), share: t.TempDir()}
-	d.parts, err = disk.Create(t.Context(), d.path, disk.Spec{Seed: tree, Partitions: []disk.Partition{
+	parts, err := disk.Create(t.Context(), d.path, disk.Spec{Seed: tree, Partitions: []disk.Partition{
 		{Label: "esp", Type: disk.EFISystem, FS: "vfat", Size: 320 * mib},
 		{Label: "boot", Type: disk.LinuxFilesystem, FS: "ext4", FSLabel: "boot", Size: 640 * mib},
 		{Label: "root", Type: disk.Root["amd64"], FS: "ext4", FSLabel: "root", Size: 3072 * mib, Tree: fixtures.Path(t, tree)},
@@ -56,6 +56,7 @@ func newDebian(t *testing.T, tree string) *debian {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.esp = parts[0]
 	// What an installer of the distribution would have left.
 	d.run(t, `
 printf '%s\n' 'LABEL=root / ext4 defaults 0 1' 'LABEL=boot /boot ext4 x-systemd.device-timeout=10min 0 2' \
@@ -79,11 +80,8 @@ func (d *debian) run(t *testing.T, script string) string {
 
 func (d *debian) try(t *testing.T, script string) (string, error) {
 	t.Helper()
-	args := []string{"--mount", "--propagation", "private", "./enter.sh", d.path}
-	for _, p := range d.parts {
-		args = append(args, fmt.Sprintf("%d:%d", p.Offset, p.Size))
-	}
-	cmd := exec.CommandContext(t.Context(), "unshare", append(args, d.share)...)
+	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "--propagation", "private",
+		"./enter.sh", d.path, fmt.Sprintf("%d:%d", d.esp.Offset, d.esp.Size), d.share)
 	cmd.Stdin = strings.NewReader(script)
 	began := time.Now()
 	out, err := cmd.CombinedOutput()
