@@ -104,6 +104,10 @@ type Drive struct {
 	Bus      Bus
 	Snapshot bool // the guest's writes are thrown away
 	ReadOnly bool // the guest is refused writes; not with Snapshot or AHCI
+	// WriteLog is a file that gets, beside the disk, every write and flush of
+	// the guest in their order; package powercut reads it. Run makes it anew.
+	// The disk is raw and is written. Empty: no log.
+	WriteLog string
 
 	Serial string // at most 20 characters; NVMe always has one
 	WWN    uint64 // of a virtio-scsi or AHCI disk; 0: none
@@ -360,6 +364,8 @@ func (d *Drive) check(bus Bus) error {
 		return fmt.Errorf("qemu: drive %s: unknown bus %q", d.Path, bus)
 	case d.Snapshot && d.ReadOnly:
 		return fmt.Errorf("qemu: drive %s: both a snapshot and read-only", d.Path)
+	case d.WriteLog != "" && (d.Snapshot || d.ReadOnly || d.Format != ""):
+		return fmt.Errorf("qemu: drive %s: a log of writes is that of a raw disk which is written", d.Path)
 	case bus == AHCI && d.ReadOnly:
 		return fmt.Errorf("qemu: drive %s: an AHCI disk cannot be read-only", d.Path)
 	case d.WWN != 0 && bus != VirtioSCSI && bus != AHCI:
@@ -378,7 +384,14 @@ func (d *Drive) options(id string) string {
 	if format == "" {
 		format = "raw"
 	}
+	if d.WriteLog != "" {
+		format = "blklogwrites"
+	}
 	s := fmt.Sprintf("if=none,id=%s,file=%s,format=%s", id, escape(d.Path), format)
+	if d.WriteLog != "" {
+		// The number of entries is brought up to date with each of them.
+		s += ",log.driver=file,log.filename=" + escape(d.WriteLog) + ",log-super-update-interval=1"
+	}
 	if d.Snapshot {
 		s += ",snapshot=on"
 	}

@@ -60,6 +60,10 @@ func TestArgs(t *testing.T) {
 			base + tcg + small + ports + " -append <" + words + ">" +
 				" -drive if=none,id=drive0,file=a,,b,format=raw,snapshot=on -device virtio-blk-pci,drive=drive0,serial=x" +
 				" -drive if=none,id=drive1,file=c,format=qcow2,readonly=on -device virtio-blk-pci,drive=drive1"},
+		{"write log", Machine{Accel: TCG, Drives: []Drive{{Path: "a", WriteLog: "b,c"}}},
+			base + tcg + small + ports + " -append <" + words + ">" +
+				" -drive if=none,id=drive0,file=a,format=blklogwrites,log.driver=file,log.filename=b,,c,log-super-update-interval=1" +
+				" -device virtio-blk-pci,drive=drive0"},
 		{"virtio-scsi", Machine{Accel: TCG, Drives: []Drive{{Path: "a", Bus: VirtioSCSI, WWN: 0x5000c500a0b0c0d0}, {Path: "b", Bus: VirtioSCSI, SCSIAddr: true, SCSITarget: 3, SCSILUN: 2}}},
 			base + tcg + small + ports + " -append <" + words + "> -device virtio-scsi-pci,id=vscsi" +
 				" -drive if=none,id=drive0,file=a,format=raw -device scsi-hd,bus=vscsi.0,scsi-id=0,lun=0,drive=drive0,wwn=0x5000c500a0b0c0d0" +
@@ -118,6 +122,9 @@ func TestArgsErrors(t *testing.T) {
 		{drive(Drive{Bus: "mfm"}), `unknown bus "mfm"`},
 		{drive(Drive{Snapshot: true, ReadOnly: true}), "both a snapshot and read-only"},
 		{drive(Drive{Bus: AHCI, ReadOnly: true}), "cannot be read-only"},
+		{drive(Drive{WriteLog: "l", Snapshot: true}), "a raw disk which is written"},
+		{drive(Drive{WriteLog: "l", ReadOnly: true}), "a raw disk which is written"},
+		{drive(Drive{WriteLog: "l", Format: "qcow2"}), "a raw disk which is written"},
 		{drive(Drive{WWN: 1}), "virtio-blk has no WWN"},
 		{drive(Drive{Bus: NVMe, SCSIAddr: true}), "nvme has no SCSI address"},
 		{drive(Drive{Serial: "123456789012345678901"}), "longer than 20"},

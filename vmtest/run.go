@@ -114,7 +114,8 @@ func Run(ctx context.Context, m Machine) (result *Result, err error) {
 }
 
 // prepare gives the arguments, after making in dir a copy of the firmware's
-// variables, and lengthened copies of the virtio-pmem images that need it.
+// variables, and lengthened copies of the virtio-pmem images that need it, and
+// empty logs of writes where drives have them.
 func (m *Machine) prepare(dir string) ([]string, error) {
 	if m.Firmware != nil {
 		if err := m.copyVars(dir); err != nil {
@@ -138,6 +139,14 @@ func (m *Machine) prepare(dir string) ([]string, error) {
 		}
 	}
 	m.Pmem = pmem
+	for _, d := range m.Drives {
+		if d.WriteLog == "" {
+			continue
+		}
+		if err := os.WriteFile(d.WriteLog, nil, 0o666); err != nil {
+			return nil, fmt.Errorf("qemu: log of writes: %w", err)
+		}
+	}
 	return m.Args()
 }
 

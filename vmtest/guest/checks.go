@@ -42,6 +42,8 @@ func (g *guest) check(name, argument string) (any, error) {
 		return listFolders(argument)
 	case "run":
 		return runPrograms(argument)
+	case "script":
+		return runScript(argument)
 	case "copy_self":
 		return true, copySelf(argument)
 	case "old_root":
