@@ -148,10 +148,11 @@ func Install(ctx context.Context, o Options) (*Result, error) {
 	if err := i.configure(number); err != nil {
 		return nil, err
 	}
-	if i.work, err = os.MkdirTemp(i.workParent(), "initoverlayfs-install-"); err != nil {
+	var removeWork func()
+	if i.work, removeWork, err = makeWork(i.workParent()); err != nil {
 		return nil, err
 	}
-	defer func() { _ = os.RemoveAll(i.work) }()
+	defer removeWork()
 
 	src, err := i.source(ctx)
 	if err != nil {
