@@ -8,12 +8,21 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
-// temporary is the name of an entry while it is written. There is one writer at a
-// time; what a killed one left is overwritten, and loaders do not look at it.
-const temporary = ".initoverlayfs.tmp"
+// Names of what loaders do not look at: an entry while it is written, and a second
+// name of one that is replaced. There is one writer at a time; what a killed one
+// left is removed by the next.
+const (
+	temporaryPattern = ".initoverlayfs.*.tmp"
+	keptPattern      = ".initoverlayfs.*.old"
+)
+
+func numbered(pattern string, n int) string {
+	return strings.Replace(pattern, "*", strconv.Itoa(n), 1)
+}
 
 func entriesDir(boot string) string { return filepath.Join(boot, "loader", "entries") }
 
@@ -122,6 +131,16 @@ type Plan struct {
 	Tries uint32
 	// Tokens are as in PlainEntries: entries of other systems stay.
 	Tokens []string
+	// Flush makes all of $BOOT readable without its filesystem's journal, which no
+	// loader replays; nil: there is none.
+	Flush func() error
+}
+
+func (p *Plan) flush() error {
+	if p.Flush == nil {
+		return nil
+	}
+	return p.Flush()
 }
 
 // Written is what WriteBLS left behind.
@@ -137,6 +156,11 @@ type Written struct {
 // left alone, and so is its counter; new content begins with a full counter.
 // Entries of ours that the plan has no more are removed in the end. An entry under
 // one of our names that is not ours is an error, before anything is written.
+//
+// A loader that does not replay the journal may see a folder of before with files
+// of after, and the reverse. So new files are flushed before they get their names,
+// and old ones keep another name until that is flushed: whatever of the folder
+// has reached the disk, each name in it leads to a whole file.
 func WriteBLS(p Plan) (*Written, error) {
 	wanted, err := p.entries()
 	if err != nil {
@@ -156,6 +180,7 @@ func WriteBLS(p Plan) (*Written, error) {
 		role, version, _ := e.Ours()
 		return role == Current && version == p.Version && e.belongs(p.Tokens)
 	})
+	var pending []*Entry
 	for _, w := range wanted {
 		data := w.Format()
 		i := slices.IndexFunc(there, func(e *Entry) bool {
@@ -165,16 +190,92 @@ func WriteBLS(p Plan) (*Written, error) {
 			written.Names = append(written.Names, there[i].Name)
 			continue
 		}
-		if err := writeEntry(entriesDir(p.Boot), w.Name, data); err != nil {
-			return nil, err
-		}
-		written.Names, written.Changed = append(written.Names, w.Name), true
+		pending = append(pending, w)
+		written.Names = append(written.Names, w.Name)
 	}
-	removed, err := removeEntries(p.Boot, there, func(e *Entry, version string) bool {
-		return version == p.Version && e.belongs(p.Tokens) && !slices.Contains(written.Names, e.Name)
-	})
-	written.Changed = written.Changed || len(removed) > 0
-	return written, err
+	var replaced, unwanted []*Entry
+	for _, e := range there {
+		switch _, version, ours := e.Ours(); {
+		case slices.ContainsFunc(pending, func(w *Entry) bool { return strings.EqualFold(w.Name, e.Name) }):
+			replaced = append(replaced, e)
+		case ours && version == p.Version && e.belongs(p.Tokens) && !slices.Contains(written.Names, e.Name):
+			unwanted = append(unwanted, e)
+		}
+	}
+	written.Changed = len(pending)+len(unwanted) > 0
+	return written, p.replace(pending, replaced, unwanted)
+}
+
+// replace writes the pending entries, some of which replace others, and removes the
+// unwanted ones.
+func (p *Plan) replace(pending, replaced, unwanted []*Entry) (err error) {
+	dir := entriesDir(p.Boot)
+	kept, err := filepath.Glob(filepath.Join(dir, keptPattern))
+	if err != nil {
+		return err
+	}
+	if len(kept) > 0 {
+		if err := p.flush(); err != nil {
+			return err
+		}
+	}
+	if err := sweep(dir); err != nil || len(pending)+len(unwanted) == 0 {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = p.flush() // it is told what failed first
+			err = errors.Join(err, sweep(dir))
+		}
+	}()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for n, e := range pending {
+		if err := writeFile(filepath.Join(dir, numbered(temporaryPattern, n)), e.Format()); err != nil {
+			return err
+		}
+	}
+	for n, e := range slices.Concat(replaced, unwanted) {
+		// A FAT has no second names. Nor has it a journal.
+		err := os.Link(filepath.Join(dir, e.Name), filepath.Join(dir, numbered(keptPattern, n)))
+		if err != nil && !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, fs.ErrPermission) && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := errors.Join(syncDir(dir), p.flush()); err != nil {
+		return err
+	}
+	for n, e := range pending {
+		if err := os.Rename(filepath.Join(dir, numbered(temporaryPattern, n)), filepath.Join(dir, e.Name)); err != nil {
+			return err
+		}
+		if err := syncDir(dir); err != nil {
+			return err
+		}
+	}
+	if _, err := removeFiles(p.Boot, unwanted); err != nil {
+		return err
+	}
+	if err := p.flush(); err != nil {
+		return err
+	}
+	return sweep(dir)
+}
+
+// sweep removes what a writer has left, itself or one that was killed.
+func sweep(dir string) error {
+	return errors.Join(removeGlob(dir, keptPattern), removeGlob(dir, temporaryPattern))
+}
+
+func removeGlob(dir, pattern string) error {
+	found, err := filepath.Glob(filepath.Join(dir, pattern))
+	for _, path := range found {
+		if failed := os.Remove(path); !errors.Is(failed, fs.ErrNotExist) {
+			err = errors.Join(err, failed)
+		}
+	}
+	return err
 }
 
 // entries are those of the plan, in the order in which they are written: whenever
@@ -217,21 +318,22 @@ func RemoveBLS(boot, version string, tokens ...string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Remove(filepath.Join(entriesDir(boot), temporary)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	dir := entriesDir(boot)
+	if err := sweep(dir); err != nil {
 		return nil, err
 	}
-	return removeEntries(boot, there, func(e *Entry, v string) bool { return v == version && e.belongs(tokens) })
+	return removeFiles(boot, slices.DeleteFunc(there, func(e *Entry) bool {
+		_, v, ours := e.Ours()
+		return !ours || v != version || !e.belongs(tokens)
+	}))
 }
 
-// removeEntries removes the entries of ours that are unwanted. One that is gone
-// already is as good: kernel-install removes by a pattern that may fit ours.
-func removeEntries(boot string, entries []*Entry, unwanted func(e *Entry, version string) bool) ([]string, error) {
+// removeFiles removes entries and gives their names. One that is gone already is as
+// good: kernel-install removes by a pattern that may fit ours.
+func removeFiles(boot string, entries []*Entry) ([]string, error) {
 	dir := entriesDir(boot)
 	var removed []string
 	for _, e := range entries {
-		if _, version, ours := e.Ours(); !ours || !unwanted(e, version) {
-			continue
-		}
 		if err := os.Remove(filepath.Join(dir, e.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return removed, err
 		}
@@ -243,13 +345,9 @@ func removeEntries(boot string, entries []*Entry, unwanted func(e *Entry, versio
 	return removed, syncDir(dir)
 }
 
-// writeEntry writes a file beside, makes it durable, and gives it its name.
-func writeEntry(dir, name string, data []byte) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	file := filepath.Join(dir, temporary)
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+// writeFile writes a durable file.
+func writeFile(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return err
 	}
@@ -257,13 +355,7 @@ func writeEntry(dir, name string, data []byte) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(file, filepath.Join(dir, name))
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(file))
-	}
-	return syncDir(dir)
+	return errors.Join(err, f.Close())
 }
 
 func syncDir(dir string) error {

@@ -1,6 +1,7 @@
 package bootentry
 
 import (
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -402,13 +403,66 @@ func TestWriteBLSFails(t *testing.T) {
 			return err
 		},
 	} {
-		write(t, filepath.Join(entriesDir(dir), temporary), strings.Repeat("half", 1000))
+		left := []string{numbered(temporaryPattern, 0), numbered(temporaryPattern, 7), numbered(keptPattern, 0)}
+		for _, file := range left {
+			write(t, filepath.Join(entriesDir(dir), file), strings.Repeat("half", 1000))
+		}
 		if err := clean(); err != nil {
 			t.Fatal(err)
 		}
-		if _, there := contents(t, dir)[temporary]; there {
-			t.Errorf("%s left %s", name, temporary)
+		for _, file := range left {
+			if _, there := contents(t, dir)[file]; there {
+				t.Errorf("%s left %s", name, file)
+			}
 		}
+	}
+}
+
+// New entries are flushed before they get their names, and the old ones are there
+// until the new names are flushed.
+func TestWriteBLSFlush(t *testing.T) {
+	dir := boot(t, map[string]string{id + ".conf": plainText})
+	mustWrite(t, plan(t, dir, "/b", "/a"))
+	before := contents(t, dir)
+	current, previous := id+".initoverlayfs.conf", id+".backup.initoverlayfs.conf"
+	var seen []map[string]string
+	p := plan(t, dir, "/c", "/b")
+	p.Flush = func() error {
+		seen = append(seen, contents(t, dir))
+		return nil
+	}
+	mustWrite(t, p)
+	after := contents(t, dir)
+	if len(seen) != 2 {
+		t.Fatalf("%d flushes, want 2", len(seen))
+	}
+	for i, names := range []map[string]string{before, after} {
+		for name, text := range names {
+			if seen[i][name] != text {
+				t.Errorf("flush %d: %s is %q, want %q", i, name, seen[i][name], text)
+			}
+		}
+		kept := []string{seen[i][numbered(keptPattern, 0)], seen[i][numbered(keptPattern, 1)]}
+		if want := []string{before[previous], before[current]}; !slices.Equal(kept, want) {
+			t.Errorf("flush %d: kept is %q, want %q", i, kept, want)
+		}
+	}
+	written := []string{seen[0][numbered(temporaryPattern, 0)], seen[0][numbered(temporaryPattern, 1)]}
+	if want := []string{after[previous], after[current]}; !slices.Equal(written, want) {
+		t.Errorf("before they have names the new entries are %q, want %q", written, want)
+	}
+	if len(after) != 3 {
+		t.Errorf("there is %q", slices.Sorted(maps.Keys(after)))
+	}
+
+	// Without the first flush nothing changes.
+	p = plan(t, dir, "/d", "/c")
+	p.Flush = func() error { return errors.New("the disk is gone") }
+	if w, err := WriteBLS(p); err == nil || !strings.Contains(err.Error(), "the disk is gone") {
+		t.Errorf("WriteBLS = %+v, %v", w, err)
+	}
+	if diff := cmp.Diff(after, contents(t, dir)); diff != "" {
+		t.Errorf("entries (-before +after):\n%s", diff)
 	}
 }
 

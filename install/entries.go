@@ -169,6 +169,7 @@ func (i *installation) writeEntries(ctx context.Context, state *State) ([]string
 	}
 	names := []string{}
 	if p != nil {
+		p.Flush = func() error { return i.flush(ctx, []string{i.bootDir}) }
 		written, err := bootentry.WriteBLS(*p)
 		if err != nil {
 			return nil, err
@@ -180,9 +181,7 @@ func (i *installation) writeEntries(ctx context.Context, state *State) ([]string
 			if err := i.takeOverDefault(ctx, p.Plain.ID(), written.Current); err != nil {
 				i.warn("GRUB's default is still the plain entry: " + err.Error())
 			}
-		}
-		if written.Changed {
-			if err := i.flush(ctx, []string{i.bootDir}); err != nil {
+			if err := p.Flush(); err != nil {
 				return nil, err
 			}
 		}
@@ -253,8 +252,15 @@ func (i *installation) removeEntries(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := bootentry.RemoveBLS(i.bootDir, i.o.KernelVersion, tokens...); err != nil {
+	removed, err := bootentry.RemoveBLS(i.bootDir, i.o.KernelVersion, tokens...)
+	if err != nil {
 		return err
+	}
+	if len(removed) > 0 {
+		// No loader shall see an entry of what is removed next.
+		if err := i.flush(ctx, []string{i.bootDir}); err != nil {
+			return err
+		}
 	}
 	_, err = i.updateGrub(ctx, nil)
 	return err

@@ -222,7 +222,7 @@ func TestInstall(t *testing.T) {
 		t.Errorf("the entry boots %s, want %s", got, want)
 	}
 	// The files before what refers to them.
-	if diff := cmp.Diff([]string{"/boot/initoverlayfs/" + kver + "/1", "/boot"}, s.frozen); diff != "" {
+	if diff := cmp.Diff([]string{"/boot/initoverlayfs/" + kver + "/1", "/boot", "/boot"}, s.frozen); diff != "" {
 		t.Errorf("frozen (-want +got):\n%s", diff)
 	}
 	c, err := builder.MiniConfig(filepath.Join(s.root, r.Generations[0].Mini))
