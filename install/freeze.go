@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"runtime"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,10 @@ const (
 	ioctlFreeze = 0xc0045877 // FIFREEZE
 	ioctlThaw   = 0xc0045878 // FITHAW
 )
+
+// thawTries is how often a thaw is tried: a boot filesystem that stays frozen stops
+// whoever writes to it.
+const thawTries = 20
 
 // FreezeThaw writes all of the filesystem of dir to its final place: freezing
 // empties the journal, so that the files are reachable without a replay of it,
@@ -54,10 +59,17 @@ func FreezeThaw(dir string) error {
 	case err != nil:
 		return fmt.Errorf("freeze %s: %w", dir, err)
 	}
-	if err := unix.IoctlSetInt(fd, ioctlThaw, 0); err != nil {
-		return fmt.Errorf("thaw %s: %w", dir, err)
+	// Nobody else will do it.
+	for try := 1; ; try++ {
+		err := unix.IoctlSetInt(fd, ioctlThaw, 0)
+		if err == nil {
+			return nil
+		}
+		if try == thawTries {
+			return fmt.Errorf("thaw %s: %w", dir, err)
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
-	return nil
 }
 
 // FreezeVerb is the hidden verb of the command line that calls FreezeThaw.
