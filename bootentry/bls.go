@@ -243,14 +243,17 @@ func (p *Plan) replace(pending, replaced, unwanted []*Entry) (err error) {
 			return err
 		}
 	}
-	if err := errors.Join(syncDir(dir), p.flush()); err != nil {
+	if err := errors.Join(syncPath(dir), p.flush()); err != nil {
 		return err
 	}
 	for n, e := range pending {
-		if err := os.Rename(filepath.Join(dir, numbered(temporaryPattern, n)), filepath.Join(dir, e.Name)); err != nil {
+		path := filepath.Join(dir, e.Name)
+		if err := os.Rename(filepath.Join(dir, numbered(temporaryPattern, n)), path); err != nil {
 			return err
 		}
-		if err := syncDir(dir); err != nil {
+		// A FAT has freed the data of the old file before it has written where
+		// that of the new one is.
+		if err := errors.Join(syncPath(path), syncPath(dir)); err != nil {
 			return err
 		}
 	}
@@ -342,7 +345,7 @@ func removeFiles(boot string, entries []*Entry) ([]string, error) {
 	if len(removed) == 0 {
 		return nil, nil
 	}
-	return removed, syncDir(dir)
+	return removed, syncPath(dir)
 }
 
 // writeFile writes a durable file.
@@ -358,10 +361,11 @@ func writeFile(path string, data []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// syncPath makes a file or folder durable.
+func syncPath(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(f.Sync(), f.Close())
 }

@@ -59,7 +59,9 @@ func (p *pendingFiles) publish() error {
 			return err
 		}
 		p.files = p.files[1:]
-		if err := f.Close(); err != nil {
+		// Of a file that takes the place of another one a FAT has freed the
+		// data of that before it has written where that of this one is.
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
 			return err
 		}
 	}

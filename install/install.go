@@ -133,6 +133,12 @@ func Install(ctx context.Context, o Options) (*Result, error) {
 	defer release()
 
 	state, err := readState(i.statePath())
+	if errors.Is(err, errDamaged) {
+		// A power cut may leave it so on a FAT. What the entries name stays until
+		// they name the new pair.
+		i.warn(err.Error() + "; beginning anew")
+		state, err = nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -353,7 +354,6 @@ func TestInstallFails(t *testing.T) {
 		"mini-initramfs as source": func(s *scratch) {
 			s.write("boot/initrd.img-"+kver, s.read("boot/initoverlayfs/"+kver+"/1/initramfs-"+kver+".img"))
 		},
-		"state": func(s *scratch) { s.write("boot/initoverlayfs/"+kver+"/"+stateName, "{") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newScratch(t)
@@ -490,5 +490,26 @@ func TestGrubKernels(t *testing.T) {
 	s.install()
 	if !slices.ContainsFunc(s.warned, func(w string) bool { return strings.Contains(w, "is not booted") }) {
 		t.Errorf("without a boot loader the warnings are %q", s.warned)
+	}
+}
+
+// TestDamagedState installs where the state is not what was written, as after a
+// power cut on a FAT.
+func TestDamagedState(t *testing.T) {
+	s := newScratch(t)
+	s.install()
+	s.o.Force = true
+	s.install()
+	for _, text := range []string{"", "{", "{}"} {
+		s.write("boot/initoverlayfs/"+kver+"/installed.json", text)
+		s.warned = nil
+		r := s.install()
+		if !r.New || r.Current < 3 || r.Previous != 0 {
+			t.Errorf("with the state %q: %+v", text, r)
+		}
+		s.wantFiles(append(pairFiles(fmt.Sprint(r.Current)), currentEntry)...)
+		if len(s.warned) == 0 || !strings.Contains(s.warned[0], "installed.json is damaged") {
+			t.Errorf("with the state %q: warnings %q", text, s.warned)
+		}
 	}
 }

@@ -119,9 +119,12 @@ func readState(path string) (*State, error) {
 	return s, nil
 }
 
+// errDamaged is wrapped by the error about a state that is not what was written.
+var errDamaged = errors.New("damaged")
+
 func damaged(path string, err error) error {
 	return &builder.HintedError{
-		Err:    fmt.Errorf("%s is damaged: %w", path, err),
+		Err:    fmt.Errorf("%s is %w: %w", path, errDamaged, err),
 		Advice: "remove it and install the kernel again; the plain initramfs is not concerned",
 	}
 }
