@@ -1,10 +1,9 @@
 package powercut
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
+	"hash/maphash"
 	"os"
 )
 
@@ -128,12 +127,31 @@ func (d *Disk) Copy(path string, offset, length int64) (err error) {
 	return nil
 }
 
+// seeds are of this process: digests are compared in it and nowhere else.
+var seeds = [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
+
+// Digest tells contents apart, much quicker than a cryptographic one.
+type Digest [2]uint64
+
+// DigestOf gives the digest of some contents, one after the other.
+func DigestOf(contents ...[]byte) (d Digest) {
+	for i := range d {
+		var h maphash.Hash
+		h.SetSeed(seeds[i])
+		for _, c := range contents {
+			_, _ = h.Write(c) // never fails
+		}
+		d[i] = h.Sum64()
+	}
+	return d
+}
+
 // Digest is that of a part of the disk. Two states of a disk with the same one
 // are the same state.
-func (d *Disk) Digest(offset, length int64) (sum [sha256.Size]byte, err error) {
-	h := sha256.New()
-	if _, err := io.Copy(h, io.NewSectionReader(d.f, offset, length)); err != nil {
-		return sum, err
+func (d *Disk) Digest(offset, length int64) (Digest, error) {
+	p := make([]byte, length)
+	if _, err := d.f.ReadAt(p, offset); err != nil {
+		return Digest{}, err
 	}
-	return [sha256.Size]byte(h.Sum(nil)), nil
+	return DigestOf(p), nil
 }

@@ -75,7 +75,7 @@ func CompareVersions(a, b string) int {
 	digit := func(c byte) bool { return '0' <= c && c <= '9' }
 	letter := func(c byte) bool { return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' }
 	skip := func(s string) string {
-		for s != "" && !digit(s[0]) && !letter(s[0]) && !strings.Contains("~-^.", s[:1]) {
+		for s != "" && !digit(s[0]) && !letter(s[0]) && !strings.ContainsAny(s[:1], "~-^.") {
 			s = s[1:]
 		}
 		return s
