@@ -86,7 +86,7 @@ func TestAgent(t *testing.T) {
 				OK: true, UptimeS: 17.25, MemAvailableKB: 175484, MemSamplesKB: []int64{175484, 175484, 175484},
 				MemPerCPUKB: []int64{1204, 1204, 1204}, MemUsableKB: 176688, MemTotalKB: 210752, Record: json.RawMessage("null"), Mountinfo: strings.TrimSuffix(mountinfo, "\n"),
 				ErofsMounts: []string{`40 22 7:0 / /mnt/a\040"b\134 ro,relatime shared:9 master:2 - erofs /dev/loop0 ro,dax=always`},
-				ErofsSysfs:  []string{}, RootOptions: "ro,noatime",
+				ErofsSysfs:  []string{}, FailedUnits: []string{}, RootOptions: "ro,noatime",
 				ReadKB: 300, Disks: map[string]DiskReads{"vda": {100, 250}, "vda1": {90, 200}}, Faults: 20, MajorFaults: 3,
 			}
 			test.change(&want)

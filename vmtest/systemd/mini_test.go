@@ -287,6 +287,7 @@ func TestSystemdMiniFails(t *testing.T) {
 	if err == nil || r == nil {
 		t.Fatalf("the boot with a wrong image_uuid succeeds: %+v", r)
 	}
+	defer os.RemoveAll(r.LogDir)
 	const want = "no image after 3 s: loop: /dev/md127: "
 	if !strings.Contains(r.Fatal, want) || strings.Contains(r.Fatal, "on_failure") {
 		t.Errorf("fatal: %s\nwant: %s", r.Fatal, want)
