@@ -245,3 +245,30 @@ func TestLintian(t *testing.T) {
 		t.Errorf("lintian: %v\n%s", err, out)
 	}
 }
+
+// Fedora's package has the programs and what its kernel-install and dracut call,
+// nothing of Debian's, and takes back what it has published before it goes.
+func TestRPM(t *testing.T) {
+	fixtures.RequireBoots(t, fixtures.Some)
+	if _, err := exec.LookPath("rpm"); err != nil {
+		notHere(t, err.Error())
+	}
+	path := makePackage(t, "rpm", "0.0.1", "initoverlayfs-0.0.1-1.x86_64.rpm")
+	out, err := exec.Command("rpm", "-qp", "--list", "--scripts", path).CombinedOutput()
+	if err != nil {
+		t.Fatalf("rpm: %v\n%s", err, out)
+	}
+	for _, want := range []string{
+		"/usr/bin/initoverlayfs\n", "/usr/lib/initoverlayfs/storage-init\n", "/etc/initoverlayfs.conf\n",
+		"/usr/lib/kernel/install.d/95-initoverlayfs.install\n", "/usr/lib/dracut/modules.d/81initoverlayfs/module-setup.sh\n",
+		"/usr/share/licenses/initoverlayfs/LICENSE\n", "/usr/share/man/man8/storage-init.8.gz\n",
+		"remove | 0) initoverlayfs remove --all",
+	} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("the package lacks %q:\n%s", want, out)
+		}
+	}
+	if strings.Contains(string(out), "/etc/kernel/") || strings.Contains(string(out), "/etc/initramfs") {
+		t.Errorf("the package has hooks of Debian's:\n%s", out)
+	}
+}

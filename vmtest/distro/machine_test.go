@@ -183,15 +183,21 @@ func notHere(t testing.TB, why string) {
 	t.Skip(why)
 }
 
-// makeDeb makes our package in a version and gives its path.
+// makeDeb makes our package for Debian in a version and gives its path.
 func makeDeb(t *testing.T, version string) string {
 	t.Helper()
-	out := filepath.Join(work, "deb-"+version)
-	path := filepath.Join(out, "initoverlayfs_"+version+"_amd64.deb")
+	return makePackage(t, "deb", version, "initoverlayfs_"+version+"_amd64.deb")
+}
+
+// makePackage makes one by the target of the Makefile, unless it is there.
+func makePackage(t *testing.T, target, version, name string) string {
+	t.Helper()
+	out := filepath.Join(work, target+"-"+version)
+	path := filepath.Join(out, name)
 	if _, err := os.Stat(path); err == nil {
 		return path
 	}
-	cmd := exec.CommandContext(t.Context(), "make", "-C", "../..", "deb", "OUT="+out, "VERSION="+version)
+	cmd := exec.CommandContext(t.Context(), "make", "-C", "../..", target, "OUT="+out, "VERSION="+version)
 	// A make that runs this test has put its own flags there.
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, "MAKE") || strings.HasPrefix(s, "MFLAGS") })
 	var text bytes.Buffer
