@@ -116,17 +116,23 @@ func prepareKernel(o *Options, forNew bool) (*installation, error) {
 	return prepare(o, forNew)
 }
 
+// begin prepares a run that has the boot folder for itself until release is
+// called.
+func begin(o *Options, forNew bool) (i *installation, release func(), err error) {
+	if i, err = prepareKernel(o, forNew); err != nil {
+		return nil, nil, err
+	}
+	release, err = lock(i.bootDir, func() { i.progress("waiting for another run") })
+	return i, release, err
+}
+
 func (i *installation) statePath() string { return filepath.Join(i.dir, stateName) }
 
 // Install makes and publishes the pair of a kernel. Whatever happens on the way,
 // what was booted before is still there, and is booted until the new pair is
 // whole.
 func Install(ctx context.Context, o Options) (*Result, error) {
-	i, err := prepareKernel(&o, true)
-	if err != nil {
-		return nil, err
-	}
-	release, err := lock(i.bootDir, func() { i.progress("waiting for another run") })
+	i, release, err := begin(&o, true)
 	if err != nil {
 		return nil, err
 	}

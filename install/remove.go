@@ -14,11 +14,7 @@ import (
 // so that none of them names what is gone, then the files. It is an error if
 // there is nothing.
 func Remove(ctx context.Context, o Options) error {
-	i, err := prepareKernel(&o, false)
-	if err != nil {
-		return err
-	}
-	release, err := lock(i.bootDir, func() { i.progress("waiting for another run") })
+	i, release, err := begin(&o, false)
 	if err != nil {
 		return err
 	}

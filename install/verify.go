@@ -31,11 +31,7 @@ type Verdict struct {
 // Verify reads all that is published for a kernel again, and compares it with
 // what was published and with what storage-init will look for.
 func Verify(ctx context.Context, o Options) (*Verdict, error) {
-	i, err := prepareKernel(&o, false)
-	if err != nil {
-		return nil, err
-	}
-	release, err := lock(i.bootDir, func() { i.progress("waiting for another run") })
+	i, release, err := begin(&o, false)
 	if err != nil {
 		return nil, err
 	}

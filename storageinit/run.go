@@ -94,23 +94,32 @@ func (b *boot) run() error {
 	}
 	b.endPhase("setup")
 
+	initPath, err := b.mountFullTree()
+	if err != nil {
+		return err
+	}
+	return b.handOver(initPath)
+}
+
+// mountFullTree finds the image, puts the overlay on it and gives the path of the
+// init inside it.
+func (b *boot) mountFullTree() (initPath string, err error) {
 	if err := b.sys.ListenUevents(); err != nil {
-		return failed("listen for device events", err)
+		return "", failed("listen for device events", err)
 	}
 	if err := b.mountImage(); err != nil {
-		return err
+		return "", err
 	}
 	b.endPhase("image")
 
 	if err := b.mountOverlay(); err != nil {
-		return err
+		return "", err
 	}
-	initPath, err := b.findInit()
-	if err != nil {
-		return err
+	if initPath, err = b.findInit(); err != nil {
+		return "", err
 	}
 	b.endPhase("overlay")
-	return b.handOver(initPath)
+	return initPath, nil
 }
 
 // mountKernelFilesystems makes what everything else looks at. It is fatal.

@@ -41,23 +41,10 @@ func (b *boot) runUnit() error {
 	}
 	b.endPhase("setup")
 
-	if err := b.sys.ListenUevents(); err != nil {
-		return failed("listen for device events", err)
-	}
-	if err := b.mountImage(); err != nil {
-		return err
-	}
-	b.endPhase("image")
-
-	if err := b.mountOverlay(); err != nil {
-		return err
-	}
-	initPath, err := b.findInit()
+	initPath, err := b.mountFullTree()
 	if err != nil {
 		return err
 	}
-	b.endPhase("overlay")
-
 	record := b.writeRecord()
 	if err := b.sys.Mkdir(b.sysroot+"/run", 0o755); err != nil {
 		return failed("mkdir /run in the overlay", err)
