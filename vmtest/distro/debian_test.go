@@ -149,7 +149,7 @@ func TestGRUB(t *testing.T) {
 	d.run(t, `
 mkdir -p /boot/grub /boot/efi/EFI/BOOT
 printf '%s\n' GRUB_DEFAULT=0 GRUB_TIMEOUT=0 GRUB_DISTRIBUTOR=Debian "GRUB_CMDLINE_LINUX='$(cat /etc/kernel/cmdline)'" >/etc/default/grub
-printf '%s\n' 'search --no-floppy --label boot --set=root' 'set prefix=($root)/grub' 'configfile /grub/grub.cfg' >/tmp/start.cfg
+printf '%s\n' 'insmod part_gpt' 'insmod ext2' 'search --no-floppy --label boot --set=root' 'configfile ($root)/grub/grub.cfg' >/tmp/start.cfg
 grub-mkstandalone -O x86_64-efi -o /boot/efi/EFI/BOOT/BOOTX64.EFI boot/grub/grub.cfg=/tmp/start.cfg
 grub-mkconfig -o /boot/grub/grub.cfg
 dpkg -i /run/host/ours.deb`)
