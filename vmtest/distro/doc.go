@@ -5,5 +5,5 @@
 // The programs of the Debian run in a chroot whose root and /boot are the disk's
 // own ext4 partitions. Its EFI system partition cannot be mounted by every
 // kernel, so a tmpfs takes its place, whose files are copied from and to the
-// partition: that hooks cope with what vfat lacks is not shown here.
+// partition. One test has it mounted as what it is, in a user-mode Linux.
 package distro
