@@ -124,8 +124,11 @@ func kernelPostinstHook(_ *app, o *install.Options, args []string) (func(context
 	}
 	o.KernelVersion = args[0]
 	// Debian's systemd-boot calls kernel-install from a hook that comes later.
-	_, err := os.Stat("/etc/kernel/postinst.d/zz-systemd-boot")
-	o.EntriesFollow = err == nil
+	for _, dir := range []string{"/etc/kernel/postinst.d", "/usr/share/kernel/postinst.d"} {
+		if _, err := os.Stat(filepath.Join(dir, "zz-systemd-boot")); err == nil {
+			o.EntriesFollow = true
+		}
+	}
 	return installPair, nil
 }
 
