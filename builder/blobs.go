@@ -108,7 +108,7 @@ func (b *blobDir) write(ctx context.Context, w *erofs.Writer, out io.WriterAt, r
 	}
 	named := f
 	f = nil
-	return split.Size, errors.Join(named.Close(), syncDir(b.dir))
+	return split.Size, errors.Join(named.Close(), SyncDir(b.dir))
 }
 
 // checkBlobs refuses what an image with its data in blobs cannot be used for.

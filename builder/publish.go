@@ -65,7 +65,7 @@ func (p *pendingFiles) publish() error {
 			return err
 		}
 	}
-	return syncDir(p.dir)
+	return SyncDir(p.dir)
 }
 
 // WriteFile replaces the file at path by what write puts into a new one, which is
@@ -93,7 +93,8 @@ func (p *pendingFiles) discard() {
 	p.files = nil
 }
 
-func syncDir(dir string) error {
+// SyncDir makes the names in a folder durable.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"initoverlayfs/bootentry"
+	"initoverlayfs/builder"
 )
 
 // A machine has boot entries in files of their own (Boot Loader Specification),
@@ -360,7 +361,7 @@ func (i *installation) writeGrubConfig(ctx context.Context, program, config stri
 	if err := os.Rename(pending, config); err != nil {
 		return err
 	}
-	if err := syncDir(filepath.Dir(config)); err != nil {
+	if err := builder.SyncDir(filepath.Dir(config)); err != nil {
 		return err
 	}
 	return i.flush(ctx, []string{filepath.Dir(config)})

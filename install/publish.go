@@ -191,15 +191,7 @@ func makeDurable(dir string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	return syncDir(parent)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return builder.SyncDir(parent)
 }
 
 func removeAll(dirs []string) error {

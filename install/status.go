@@ -70,12 +70,15 @@ func ReadOverview(ctx context.Context, o Options) (*Overview, error) {
 		return nil, err
 	}
 	for _, kver := range kernels {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		o.KernelVersion = kver
 		i, err := prepare(&o, false)
 		if err != nil {
 			return nil, err
 		}
-		s, err := i.status(ctx)
+		s, err := i.status()
 		if err != nil {
 			return nil, err
 		}
@@ -84,7 +87,7 @@ func ReadOverview(ctx context.Context, o Options) (*Overview, error) {
 	return v, nil
 }
 
-func (i *installation) status(context.Context) (*Status, error) {
+func (i *installation) status() (*Status, error) {
 	s := &Status{KernelVersion: i.o.KernelVersion, Entries: []string{}}
 	state, err := readState(i.statePath())
 	if err != nil {

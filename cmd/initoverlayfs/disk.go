@@ -383,10 +383,8 @@ func (f *diskFlags) builderOptions(a *app, p *pflag.FlagSet) (err error) {
 		return usageErrorf("--compress: %v", err)
 	}
 	if usesDAX(o.Config) && p.Changed("backend") {
-		if !p.Changed("image-compress") {
-			f.layout.compress = "none"
-		} else if f.layout.compress != "none" {
-			return usageErrorf("the backend pmem-dax needs --image-compress none")
+		if err := f.layout.forDAX(p); err != nil {
+			return err
 		}
 	}
 	if o.Producer, o.Image, err = f.layout.options(); err != nil {

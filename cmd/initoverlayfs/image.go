@@ -53,6 +53,16 @@ func (l *layoutFlags) add(f *pflag.FlagSet, kernel string) {
 	f.StringVar(&l.mkfs, "mkfs", "native", "image `PRODUCER`: native or mkfs.erofs")
 }
 
+// forDAX makes the image one that pmem-dax can map, unless the flags say otherwise.
+func (l *layoutFlags) forDAX(f *pflag.FlagSet) error {
+	if !f.Changed("image-compress") {
+		l.compress = "none"
+	} else if l.compress != "none" {
+		return usageErrorf("the backend pmem-dax needs --image-compress none")
+	}
+	return nil
+}
+
 func (l *layoutFlags) options() (builder.Producer, builder.ImageOptions, error) {
 	producer, err := builder.ProducerNamed(l.mkfs)
 	if err != nil {
