@@ -34,9 +34,10 @@ type rule struct {
 
 // The first rule that fits a package holds for it.
 var floorPlan = []rule{
-	{folder: "cmd/initoverlayfs", inside: []string{"bootentry", "builder", "disk", "dracut", "initrd", "install", "vmtest"}, outside: []string{anything}},
+	{folder: "cmd/initoverlayfs", inside: []string{"bench", "bootentry", "builder", "disk", "dracut", "initrd", "install", "vmtest"}, outside: []string{anything}},
 	{folder: "cmd/storage-init", inside: []string{"storageinit"}},
 	{folder: "vmtest/vmlinux", inside: []string{"initrd/compress"}}, // unpacks kernels
+	{folder: "bench", inside: []string{"builder", "disk", "initrd", "vmtest"}, outside: []string{anything}, never: []string{"storageinit"}},
 	{folder: "disk", inside: []string{"initrd"}, outside: []string{anything}, never: []string{"storageinit"}},
 	{folder: "vmtest", inside: []string{"disk", "initrd/bootconf"}, outside: []string{anything}, never: []string{"storageinit"}},
 	{folder: "builder", inside: []string{"initrd"}, outside: []string{anything}, never: []string{"storageinit"}},
