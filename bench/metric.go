@@ -175,11 +175,11 @@ func PhasesTime(clock Clock) Metric {
 
 // The figures of memory at multi-user.target. A count of 0 was not taken.
 var (
-	MemAvailable = Metric{"mem_available", "available at multi-user", Kilobytes, false, false,
+	MemAvailable = Metric{"mem_available", "available memory at multi-user", Kilobytes, false, false,
 		func(b *Boot) (float64, bool) { return float64(b.MemAvailableKB), b.MemAvailableKB > 0 }}
-	MemUsable = Metric{"mem_usable", "usable at multi-user", Kilobytes, false, false,
+	MemUsable = Metric{"mem_usable", "usable memory at multi-user", Kilobytes, false, false,
 		func(b *Boot) (float64, bool) { return float64(b.MemUsableKB), b.MemUsableKB > 0 }}
-	MemTotal = Metric{"mem_total", "total", Kilobytes, false, false,
+	MemTotal = Metric{"mem_total", "total memory", Kilobytes, false, false,
 		func(b *Boot) (float64, bool) { return float64(b.MemTotalKB), b.MemTotalKB > 0 }}
 	PageFaults = Metric{"faults", "page faults", PageFaultUnit, true, true,
 		func(b *Boot) (float64, bool) { return float64(b.Faults), b.Faults > 0 }}
