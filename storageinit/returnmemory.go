@@ -26,7 +26,6 @@ ConditionPathExists=` + bootconf.ReturnDir + "/" + bootconf.ReturnProgram + `
 
 [Service]
 Type=oneshot
-CPUSchedulingPolicy=idle
 ExecStart=` + bootconf.ReturnDir + "/" + bootconf.ReturnProgram + " " + ReturnArgument + " "
 	returnWant = "[Unit]\nWants=initoverlayfs-return-memory.service\n"
 )

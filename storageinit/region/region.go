@@ -71,6 +71,7 @@ func Role(argv []string) (image string, ok bool) {
 // Main runs the role on the booted system.
 func Main(sys *storageinit.Linux, image string) {
 	_ = sys.OpenLog() // without it the standard error has to do
+	sys.Yield()
 	Run(sys, image)
 }
 
