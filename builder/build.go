@@ -226,6 +226,10 @@ func (o *Options) build(ctx context.Context, tree *fullTree, program string, min
 		},
 		Changes: changes,
 	}
+	if o.Arch == "amd64" && slices.ContainsFunc(mini.Config.Backends, bootconf.Backend.InMemory) {
+		region := bootconf.RegionFor(image.SizeBytes)
+		m.Image.Region = &region
+	}
 	for _, d := range image.Devices {
 		m.Image.Blobs = append(m.Image.Blobs, BlobName(d))
 	}

@@ -380,7 +380,9 @@ func (f *bootFlags) readManifest() (*bootconf.Manifest, error) {
 
 // attachPmem adds the image as persistent memory, besides the memory that the
 // guest is to have. The loader puts the initramfs at the end of the memory,
-// which is why the region does not lie there.
+// which is why the region does not lie there. It is placed so that all but its
+// begin can be given back as RAM; a guest that is too small for that gets the
+// least that holds the image.
 func (f *bootFlags) attachPmem(m *vmtest.Machine, image string) error {
 	info, err := os.Stat(image)
 	if err != nil {
@@ -388,9 +390,13 @@ func (f *bootFlags) attachPmem(m *vmtest.Machine, image string) error {
 	}
 	p := vmtest.Pmem{Path: image, Virtio: f.virtioPmem}
 	if !p.Virtio {
-		const alignMiB = vmtest.PmemAlign >> 20
-		p.SizeMiB = int((info.Size()+vmtest.PmemAlign-1)/vmtest.PmemAlign) * alignMiB
-		p.AddrMiB = min(512, f.memoryMiB/2/alignMiB*alignMiB)
+		const blockMiB, headMiB, alignMiB = bootconf.MemoryBlock >> 20, bootconf.RegionHead >> 20, vmtest.PmemAlign >> 20
+		p.SizeMiB = int(bootconf.RegionFor(info.Size()).Size >> 20)
+		p.AddrMiB = min(512, (f.memoryMiB/2+headMiB)/blockMiB*blockMiB) - headMiB
+		if p.AddrMiB < 0 {
+			p.SizeMiB = int((info.Size()+vmtest.PmemAlign-1)/vmtest.PmemAlign) * alignMiB
+			p.AddrMiB = f.memoryMiB / 2 / alignMiB * alignMiB
+		}
 		m.MemoryMiB += p.SizeMiB
 	}
 	m.Pmem = append(m.Pmem, p)

@@ -37,6 +37,7 @@ var configFlags = []struct{ flag, key, usage string }{
 	{"fstype", "fstype", "`TYPE` of the image: erofs"},
 	{"scsi-addr", "scsi.addr", "the only LUN to look at, `HOST:CHANNEL:TARGET:LUN`"},
 	{"timeout", "timeout", "`SECONDS` to wait for the device (default 30)"},
+	{"return-memory", "return_memory", "yes or no: give memory that memmap= reserves for the image back after the boot (default yes)"},
 	{"overlay-size", "overlay_size", "`SIZE` of the writable layer, with K, M, G or % (default 50%)"},
 	{"init", "init", "`PATH` of the full tree's init (default /init, then /sbin/init)"},
 	{"on-failure", "on_failure", "`POLICY`: reboot[:SECONDS], halt or panic (default reboot:10)"},
@@ -164,6 +165,10 @@ func (a *app) printManifest(m *bootconf.Manifest, asJSON bool) error {
 	}
 	_, err := fmt.Fprintf(a.stdout, "%s  %d bytes, %d modules\n%s  %d bytes, UUID %s\n",
 		m.Mini.File, m.Mini.Size, len(m.Mini.Modules), m.Image.File, m.Image.Size, m.Image.UUID)
+	if r := m.Image.Region; r != nil && err == nil {
+		_, err = fmt.Fprintf(a.stdout, "memory that comes back whole: %d MiB, %d MiB below a multiple of %d MiB, as %s\n",
+			r.Size>>20, r.Below>>20, r.Align>>20, r.Memmap)
+	}
 	for _, line := range changeLines(m.Changes) {
 		if err == nil {
 			_, err = fmt.Fprintln(a.stdout, line)
