@@ -3,7 +3,6 @@ package kmod
 import (
 	"bytes"
 	"debug/elf"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -88,32 +87,4 @@ func Firmware(module []byte) ([]string, error) {
 	}
 	slices.Sort(list)
 	return slices.Compact(list), nil
-}
-
-const signatureMagic = "~Module signature appended~\n"
-
-// StripSignature cuts off the signature that is appended to a module; a module
-// without one is returned as it is. The kernel is tainted by a module without
-// a valid signature, and refuses it under lockdown.
-//
-// Behind the module lie the signer's name, the key's identifier and the
-// signature, then struct module_signature with their lengths, then the magic
-// (include/linux/module_signature.h).
-func StripSignature(module []byte) ([]byte, error) {
-	rest, ok := bytes.CutSuffix(module, []byte(signatureMagic))
-	if !ok {
-		return module, nil
-	}
-	const trailerBytes = 12
-	if len(rest) < trailerBytes {
-		return nil, fmt.Errorf("strip module signature: %w", io.ErrUnexpectedEOF)
-	}
-	rest, trailer := rest[:len(rest)-trailerBytes], rest[len(rest)-trailerBytes:]
-	// The bytes of the trailer: algo, hash, id_type, signer_len, key_id_len,
-	// three of padding, sig_len as a big-endian word.
-	cut := int64(trailer[3]) + int64(trailer[4]) + int64(binary.BigEndian.Uint32(trailer[8:]))
-	if cut >= int64(len(rest)) {
-		return nil, errors.New("strip module signature: it claims to be longer than the module")
-	}
-	return rest[:int64(len(rest))-cut], nil
 }
