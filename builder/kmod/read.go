@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"debug/elf"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -106,47 +105,4 @@ func Firmware(module []byte) ([]string, error) {
 	}
 	slices.Sort(list)
 	return slices.Compact(list), nil
-}
-
-const (
-	signatureMagic = "~Module signature appended~\n"
-	// signatureTrailer is the size of struct module_signature.
-	signatureTrailer = 12
-	// SignatureTailBytes is how much of a module's end tells its signature.
-	SignatureTailBytes = signatureTrailer + int64(len(signatureMagic))
-)
-
-// SignatureSize gives the size of the signature that is appended to a module, 0
-// if there is none. tail is its end, at least SignatureTailBytes of it or all.
-//
-// Behind the module lie the signer's name, the key's identifier and the
-// signature, then struct module_signature with their lengths, then the magic
-// (include/linux/module_signature.h).
-func SignatureSize(tail []byte, moduleBytes int64) (int64, error) {
-	rest, ok := bytes.CutSuffix(tail, []byte(signatureMagic))
-	if !ok {
-		return 0, nil
-	}
-	if len(rest) < signatureTrailer {
-		return 0, fmt.Errorf("strip module signature: %w", io.ErrUnexpectedEOF)
-	}
-	trailer := rest[len(rest)-signatureTrailer:]
-	// The bytes of the trailer: algo, hash, id_type, signer_len, key_id_len,
-	// three of padding, sig_len as a big-endian word.
-	size := int64(trailer[3]) + int64(trailer[4]) + int64(binary.BigEndian.Uint32(trailer[8:])) + SignatureTailBytes
-	if size >= moduleBytes {
-		return 0, errors.New("strip module signature: it claims to be longer than the module")
-	}
-	return size, nil
-}
-
-// StripSignature cuts off the signature that is appended to a module; a module
-// without one is returned as it is. The kernel is tainted by a module without
-// a valid signature, and refuses it under lockdown.
-func StripSignature(module []byte) ([]byte, error) {
-	size, err := SignatureSize(module, int64(len(module)))
-	if err != nil {
-		return nil, err
-	}
-	return module[:int64(len(module))-size], nil
 }
