@@ -77,6 +77,9 @@ func WriteMini(w io.Writer, o MiniOptions) ([]bootconf.Module, error) {
 	if err != nil {
 		return nil, err
 	}
+	if modules, err = o.accelerate(modules); err != nil {
+		return nil, err
+	}
 	files, err := o.files(modules)
 	if err != nil {
 		return nil, err

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"initoverlayfs/builder"
 	"initoverlayfs/disk"
@@ -54,7 +55,11 @@ func (a *app) bootCommand() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context, _ []string) error { return a.boot(ctx, &f) }),
 	}
-	p := cmd.Flags()
+	f.add(cmd.Flags())
+	return cmd
+}
+
+func (f *bootFlags) add(p *pflag.FlagSet) {
 	p.StringVar(&f.dir, "dir", ".", "`DIR` that build wrote")
 	p.StringVar(&f.kver, "kver", "", "kernel `VERSION` of the build")
 	p.StringVar(&f.kernel, "kernel", "", "kernel `FILE` (default /boot/vmlinuz-VERSION)")
@@ -78,7 +83,6 @@ func (a *app) bootCommand() *cobra.Command {
 	p.BoolVar(&f.console, "console", false, "print the guest's console while it boots")
 	p.BoolVar(&f.keep, "keep", false, "keep the logs of a boot that succeeded")
 	p.BoolVar(&f.asJSON, "json", false, "print JSON")
-	return cmd
 }
 
 // bootJSON is the document of `boot --json`. Times are seconds on the guest's
@@ -273,7 +277,7 @@ func (f *bootFlags) attachDisk(m *vmtest.Machine) error {
 			return hinted{err, "install ovmf (Debian) or edk2-ovmf, or name its files with --firmware and --firmware-vars"}
 		}
 	}
-	m.Drives = append(m.Drives, vmtest.Drive{Path: f.disk, Format: format, Snapshot: true})
+	m.Drives = append(m.Drives, vmtest.Drive{Name: "disk", Path: f.disk, Format: format, Snapshot: true})
 	m.Expect = append(m.Expect, vmtest.MultiUser)
 	return nil
 }
@@ -348,7 +352,7 @@ func (f *bootFlags) attachBuild(ctx context.Context, m *vmtest.Machine) (backend
 // image too, and is then one disk.
 func (f *bootFlags) attachGivenBootDisk(m *vmtest.Machine) {
 	if f.bootDisk != "" && f.bootDisk != f.rootDisk {
-		m.Drives = append(m.Drives, vmtest.Drive{Path: f.bootDisk, Snapshot: true})
+		m.Drives = append(m.Drives, vmtest.Drive{Name: "boot", Path: f.bootDisk, Snapshot: true})
 	}
 }
 
@@ -435,7 +439,7 @@ func (f *bootFlags) attachBootDisk(ctx context.Context, m *vmtest.Machine, backe
 	if err != nil {
 		return cleanup, err
 	}
-	m.Drives = append(m.Drives, vmtest.Drive{Path: path, Snapshot: true})
+	m.Drives = append(m.Drives, vmtest.Drive{Name: "boot", Path: path, Snapshot: true})
 	if config.Bootfs.IsZero() {
 		m.Append = append(m.Append, bootconf.CmdlinePrefix+"bootfs=PARTUUID="+parts[0].GUID)
 	}
@@ -444,7 +448,7 @@ func (f *bootFlags) attachBootDisk(ctx context.Context, m *vmtest.Machine, backe
 
 // attachRoot adds the root disk, and root= unless the command line has it.
 func (f *bootFlags) attachRoot(m *vmtest.Machine) error {
-	m.Drives = append(m.Drives, vmtest.Drive{Path: f.rootDisk, Snapshot: true})
+	m.Drives = append(m.Drives, vmtest.Drive{Name: "root", Path: f.rootDisk, Snapshot: true})
 	m.Expect = append(m.Expect, vmtest.MultiUser)
 	for word := range bootconf.Words(f.appendWords) {
 		if strings.HasPrefix(word, "root=") {

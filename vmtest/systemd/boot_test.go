@@ -161,7 +161,9 @@ func TestMultiUser(t *testing.T) {
 		{"dracut without systemd", fixtures.All, "kernel-6.1", "dracut-nosystemd-6.1.img", bootconf.Loop, nil},
 		{"cloud kernel", fixtures.All, "kernel-6.12", "dracut-6.12.img", bootconf.File, []string{"--bootfstype", "ext4"}},
 		{"cloud kernel", fixtures.All, "kernel-6.12", "dracut-6.12.img", bootconf.Block, nil},
+		// Its modules are packed in the tree, and unpacked in the image.
 		{"sid", fixtures.All, "kernel-sid", "dracut-sid.img", bootconf.Block, nil},
+		{"sid", fixtures.All, "kernel-sid", "dracut-sid.img", bootconf.File, []string{"--bootfstype", "ext4"}},
 	} {
 		t.Run(test.name+"/"+string(test.backend), func(t *testing.T) {
 			fixtures.RequireBoots(t, test.least)
