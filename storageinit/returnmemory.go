@@ -40,13 +40,32 @@ func (b *boot) carryReturn() {
 	if !b.record.Backend.InMemory() || len(bootconf.MemmapRegions(b.cmdline)) == 0 {
 		return // the image is in no memory that the kernel could use as RAM
 	}
-	if !b.conf.ReturnMemory {
+	switch {
+	case !b.conf.ReturnMemory:
 		b.log(levelInfo, "the image's memory stays reserved: return_memory is no")
-		return
+	case b.resumes():
+		// The kernel that resumes has the region reserved, and refuses a saved
+		// system that had more memory.
+		b.log(levelInfo, "the image's memory stays reserved: the system can hibernate, as resume= says")
+	default:
+		if err := b.writeReturn(); err != nil {
+			b.log(levelWarn, "the image's memory stays reserved: "+err.Error())
+		}
 	}
-	if err := b.writeReturn(); err != nil {
-		b.log(levelWarn, "the image's memory stays reserved: "+err.Error())
+}
+
+// resumes reports whether the command line names where the system hibernates to.
+func (b *boot) resumes() bool {
+	named := false
+	for word := range bootconf.Words(b.cmdline) {
+		switch {
+		case word == "noresume", word == "nohibernate", word == "hibernate=no":
+			return false
+		case strings.HasPrefix(word, "resume=") && word != "resume=":
+			named = true
+		}
 	}
+	return named
 }
 
 func (b *boot) writeReturn() error {

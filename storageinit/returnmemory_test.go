@@ -19,6 +19,7 @@ func TestNoReturn(t *testing.T) {
 		{"no persistent memory", "memmap=64M$512M memmap=exactmap", "", []string{"backend pmem"}},
 		{"disk", "quiet" + memmap, "", []string{"backend block", "bootfs PARTLABEL=image"}},
 		{"configuration", "quiet" + memmap, "return_memory is no", []string{"backend pmem", "return_memory no"}},
+		{"hibernation", "resume=UUID=" + rootUUID + memmap, "as resume= says", []string{"backend pmem"}},
 		{"command line", "initoverlayfs.return_memory=no" + memmap, "return_memory is no", []string{"backend pmem"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -74,6 +75,19 @@ func TestReturnIsCarried(t *testing.T) {
 			if _, ok := f.written[path]; !ok {
 				t.Errorf("systemd %v: %s is missing", test.systemd, path)
 			}
+		}
+	}
+}
+
+// A word that keeps the system from hibernating lets the memory come back.
+func TestReturnWithoutHibernation(t *testing.T) {
+	for _, word := range []string{"noresume", "nohibernate", "hibernate=no"} {
+		f := newFake(t, "backend pmem")
+		f.addReturn()
+		f.setCmdline("memmap=130M!510M resume=/dev/sda2 " + word)
+		f.run()
+		if got := f.written[sysroot+bootconf.ReturnDir+"/image"]; f.end != "exec" || got != imageUUID {
+			t.Errorf("%s: the boot ends with %s and leaves %q", word, f.end, got)
 		}
 	}
 }
