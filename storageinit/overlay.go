@@ -65,6 +65,7 @@ func (b *boot) handOver(initPath string) error {
 	}
 	b.saveRecords(record)
 	b.disarmPanicTimeout()
+	b.calmDown()
 
 	for _, dir := range []string{"/run", "/sys", "/proc", "/dev"} {
 		if err := b.sys.MoveMount(dir, b.sysroot+dir); err != nil {
