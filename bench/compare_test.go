@@ -133,6 +133,7 @@ func TestMerge(t *testing.T) {
 	second.Started, second.Updated = "2026-01-01T00:00:00Z", "2026-01-03T00:00:00Z"
 	second.Complete, second.Why = false, "interrupted"
 	second.Host.Memory++
+	first.LeftOut = map[string]string{"c": "no", "d": "not here"}
 	second.Scenarios = append(second.Scenarios[:1], Scenario{Name: "c"})
 	second.Boots[1].Scenario = "c"
 	second.Searches[0] = MemorySearch{Scenario: "a", FailsMiB: 112, BootsMiB: 128, Tries: []MemoryTrial{{MiB: 112}}, Done: true}
@@ -153,6 +154,9 @@ func TestMerge(t *testing.T) {
 	got = append(got, r.Started, r.Updated, r.Why)
 	if got, want := strings.Join(got, " "), "a b c a1 b1 a2 a3 c3 a4 2026-01-01T00:00:00Z 2026-01-03T00:00:00Z interrupted"; got != want {
 		t.Errorf("joined: %s; want %s", got, want)
+	}
+	if len(r.LeftOut) != 1 || r.LeftOut["d"] != "not here" {
+		t.Errorf("left out of the joined run: %v", r.LeftOut)
 	}
 	if r.Complete || first.Boots[0].Round != 1 || second.Boots[0].Round != 1 {
 		t.Error("the joined run counts as complete, or the runs were changed")

@@ -9,10 +9,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"initoverlayfs/bench/peer"
+	"initoverlayfs/builder"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/compress"
 	"initoverlayfs/vmtest"
@@ -137,6 +140,24 @@ func (in *inputs) build(ctx context.Context, backend bootconf.Backend, v variant
 			}
 		}
 		return in.o.Tool.Run(ctx, args...)
+	})
+}
+
+// erofsInitramfs gives what somebody would make without us.
+func (in *inputs) erofsInitramfs(ctx context.Context) (string, error) {
+	return in.make("initramfs-erofs.img", func(path string) error {
+		busybox, err := exec.LookPath("busybox")
+		if err != nil {
+			return err
+		}
+		modules := in.o.ModulesDir
+		if modules == "" {
+			modules = filepath.Join("/lib/modules", in.o.KernelVersion)
+		}
+		return peer.ErofsInitramfs(ctx, peer.Options{
+			Source: builder.Source{Archive: in.o.Initramfs}, KernelVersion: in.o.KernelVersion, ModulesDir: modules,
+			Busybox: busybox, Output: path, TempDir: in.dir,
+		})
 	})
 }
 

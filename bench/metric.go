@@ -51,23 +51,16 @@ func (m Metric) Value(b *Boot) (float64, bool) {
 	return v, true
 }
 
-// Milestones known to this package, in the order of a boot. KernelStart is the
-// kernel's first line: on the host's clock what firmware and boot loader took.
-// SwitchRoot is where the initial filesystem hands over to the real root.
-const (
-	KernelStart vmtest.Milestone = "kernel_start_s"
-	SwitchRoot  vmtest.Milestone = "switch_root_s"
-)
-
+// milestones are those of which the package knows where they lie in a boot.
 var milestones = []struct {
 	at    vmtest.Milestone
 	title string
 }{
-	{KernelStart, "kernel starts"},
+	{vmtest.KernelStart, "kernel starts"},
 	{vmtest.KernelToInit, "Run /init"},
 	{vmtest.HandedOver, "handover"},
 	{vmtest.InitfsInit, "first init message"},
-	{SwitchRoot, "switch root"},
+	{vmtest.SwitchRoot, "switch root"},
 	{vmtest.MultiUser, "multi-user.target"},
 }
 

@@ -191,6 +191,9 @@ func (p *planner) arguments(ctx context.Context, s series, sc *Scenario, v varia
 	if o.QEMU != "" {
 		args = append(args, "--qemu", o.QEMU)
 	}
+	if o.GuestCPU != "" {
+		args = append(args, "--cpu", o.GuestCPU)
+	}
 	if v.clock == Instructions {
 		args = append(args, "--icount")
 	}

@@ -47,6 +47,8 @@ type Host struct {
 	Memory int64  `json:"memory_kb"`
 	QEMU   string `json:"qemu"`
 	Accel  string `json:"accel"` // kvm or tcg
+	// GuestCPU is QEMU's model of the guest's CPU; empty: vmtest's choice.
+	GuestCPU string `json:"guest_cpu,omitempty"`
 }
 
 // Clock is what a scenario's times are counted in.

@@ -49,6 +49,7 @@ type Options struct {
 
 	Accel       vmtest.Accel
 	QEMU        string
+	GuestCPU    string // QEMU's name of the model; empty: vmtest's choice
 	MemoryMiB   int
 	CPUs        int
 	BootTimeout time.Duration
@@ -102,7 +103,7 @@ func Run(ctx context.Context, o Options) (*Results, error) {
 
 // host tells what the run is made on.
 func (o *Options) host(ctx context.Context) (Host, error) {
-	h := Host{Cores: runtime.NumCPU()}
+	h := Host{Cores: runtime.NumCPU(), GuestCPU: o.GuestCPU}
 	h.CPU = procField("/proc/cpuinfo", "model name")
 	if release, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
 		h.Kernel = strings.TrimSpace(string(release))

@@ -58,6 +58,7 @@ func allSeries() []series {
 	for _, f := range []compress.Format{compress.Zstd, compress.LZ4, compress.Gzip, compress.None} {
 		list = append(list, series{name: plainPrefix + string(f), kind: Plain, format: f})
 	}
+	list = append(list, series{name: string(ErofsInitramfs), kind: ErofsInitramfs})
 	for _, b := range []bootconf.Backend{
 		bootconf.Block, bootconf.Loop, bootconf.File, bootconf.Pmem, bootconf.PmemDAX, bootconf.Embedded, bootconf.RAM,
 	} {
@@ -116,6 +117,12 @@ func (s series) arguments(ctx context.Context, in *inputs, sc *Scenario, v varia
 	case Given, Squash:
 		initrd = s.given.Initramfs
 		args = []string{"--kernel", s.given.Kernel, "--backend", "plain", "--initramfs", initrd}
+	case ErofsInitramfs:
+		var err error
+		if initrd, err = in.erofsInitramfs(ctx); err != nil {
+			return nil, err
+		}
+		args = append(args, "--backend", "plain", "--initramfs", initrd)
 	case Ours:
 		dir, err := in.build(ctx, s.backend, v, flags...)
 		if err != nil {

@@ -217,6 +217,9 @@ var bestEffort = map[string]int{
 	"read " + panicTimeoutPath:           0,
 	"write " + panicTimeoutPath + ": 10": 0,
 	"write " + panicTimeoutPath + ": 0":  0,
+	"read " + rcuPath:                    0,
+	"write " + rcuPath + ": 1":           0,
+	"write " + rcuPath + ": 0":           0,
 	// The first is for the panic timeout, the second for the configuration.
 	"read /proc/cmdline": 1,
 
@@ -407,6 +410,52 @@ func TestRollback(t *testing.T) {
 			}
 			if !strings.Contains(f.fatal(), errInjected.Error()) {
 				t.Errorf("fatal: %s\nwant the reason %q", f.fatal(), errInjected)
+			}
+		})
+	}
+}
+
+// How the kernel waits is changed only from the usual setting, and given back
+// before anything else runs, whatever becomes of the boot.
+func TestHurry(t *testing.T) {
+	const hurry, calm = "write " + rcuPath + ": 1", "write " + rcuPath + ": 0"
+	for _, test := range []struct {
+		name, kernel string
+		fail         string // a call
+		end          string
+		want         []string
+	}{
+		{name: "usual", kernel: "0\n", end: "exec", want: []string{hurry, calm}},
+		{name: "hurries already", kernel: "1\n", end: "exec"},
+		{name: "no choice", end: "exec"},
+		{name: "refused", kernel: "0\n", fail: hurry, end: "exec", want: []string{hurry}},
+		{name: "not given back", kernel: "0\n", fail: calm, end: "exec", want: []string{hurry, calm}},
+		{name: "failure", kernel: "0\n", fail: "mkdir " + overlayDir, end: "reboot", want: []string{hurry, calm}},
+		{name: "failure after it", kernel: "0\n", fail: "enter " + sysroot, end: "reboot", want: []string{hurry, calm}},
+		{name: "failure before it", kernel: "0\n", fail: "mount sysfs on /sys type sysfs (nodev,noexec,nosuid)", end: "reboot"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFake(t, "backend loop", "bootfs LABEL=boot", "fs "+imagePath)
+			if test.kernel == "" {
+				delete(f.files, rcuPath)
+				f.absent[rcuPath] = true
+			} else {
+				f.files[rcuPath] = test.kernel
+			}
+			f.failCall(test.fail, errInjected)
+			f.run()
+			if f.end != test.end {
+				t.Errorf("the boot ends with %s, want %s: %s", f.end, test.end, f.fatal())
+			}
+			if diff := cmp.Diff(test.want, f.callsWith("write "+rcuPath)); diff != "" {
+				t.Errorf("writes (-want +got):\n%s", diff)
+			}
+			warned := len(f.linesWith("write "+rcuPath)) > 0
+			if warned != (test.fail == calm) {
+				t.Errorf("there is a warning: %v: %q", warned, f.logs)
+			}
+			if calmed, moved := slices.Index(f.calls, calm), slices.Index(f.calls, "move /sys to "+sysroot+"/sys"); moved >= 0 && calmed > moved {
+				t.Error("the setting is given back when /sys is moved away")
 			}
 		})
 	}

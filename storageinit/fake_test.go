@@ -394,7 +394,7 @@ func (f *fakeSystem) WriteFile(path, data string) error {
 		return err
 	}
 	switch path {
-	case panicTimeoutPath, scsiScanPath:
+	case panicTimeoutPath, rcuPath, scsiScanPath:
 	case bootconf.RecordPath, f.sysroot() + bootconf.RecordPath, environmentPath:
 		if !f.made[parent(path)] {
 			return syscall.ENOENT
@@ -889,6 +889,7 @@ func newFake(t testing.TB, lines ...string) *fakeSystem {
 			bootconf.AliasesPath: testAliases,
 			"/proc/cmdline":      "quiet root=UUID=" + rootUUID + " ro\n",
 			panicTimeoutPath:     "0\n",
+			rcuPath:              "0\n",
 
 			pciBus + "/0000:00:01.0/modalias": pciCard + "\n",
 			pciBus + "/0000:00:02.0/modalias": pciDisk + "\n",

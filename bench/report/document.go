@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"image/color"
+	"maps"
 	"slices"
 	"strings"
 
@@ -10,8 +11,15 @@ import (
 	"initoverlayfs/vmtest"
 )
 
-// standard is the set that is no sweep.
-const standard = "standard"
+// leastMemory is the set of the scenarios that are only searched for their least
+// memory.
+const leastMemory = "least-memory"
+
+// swept says that the scenario is a point on an axis.
+func swept(s *bench.Scenario) bool { return s.Label != "" || s.X != 0 }
+
+// standard says that it is part of no sweep and of no search.
+func standard(s *bench.Scenario) bool { return !swept(s) && s.Set != leastMemory }
 
 const standardTitle = "The standard set"
 
@@ -27,7 +35,7 @@ func newDocument(r *bench.Results) (*document, error) {
 	m.chooseLooks()
 	m.doc.Title = "Boot benchmark"
 	m.facts()
-	standardSet := m.Groups(m.scenarios(func(s *bench.Scenario) bool { return s.Set == standard && !s.Memory }))
+	standardSet := m.Groups(m.scenarios(func(s *bench.Scenario) bool { return standard(s) && !s.Memory }))
 	wall := slices.DeleteFunc(slices.Clone(standardSet), func(g bench.Group) bool { return clock(g) == bench.Instructions })
 	instructions := slices.DeleteFunc(standardSet, func(g bench.Group) bool { return clock(g) != bench.Instructions })
 	for _, step := range []func() error{
@@ -45,6 +53,7 @@ func newDocument(r *bench.Results) (*document, error) {
 		}
 	}
 	m.failures()
+	m.leftOut()
 	m.method()
 	return &m.doc, nil
 }
@@ -146,7 +155,11 @@ func (m *maker) facts() {
 // conditions says what a group has in common.
 func (m *maker) conditions(g bench.Group) string {
 	s := g.Scenarios[0]
-	text := fmt.Sprintf("kernel %s, %s, %d MiB, storage %s", s.Kernel, count(s.CPUs, "CPU"), s.MemoryMiB, s.Storage)
+	kernel := s.Kernel
+	if kernel == "" {
+		kernel = "of unknown version"
+	}
+	text := fmt.Sprintf("kernel %s, %s, %d MiB, storage %s", kernel, count(s.CPUs, "CPU"), s.MemoryMiB, s.Storage)
 	if s.Firmware {
 		text += ", started by firmware and boot loader"
 	} else {
@@ -172,7 +185,7 @@ func (m *maker) guestTimes(list []*bench.Scenario) []bench.Metric {
 	times := func(b *bench.Boot) map[vmtest.Milestone]float64 { return b.Times }
 	var metrics []bench.Metric
 	for _, at := range bench.Milestones(m.bootsOf(list), times) {
-		if at != bench.KernelStart {
+		if at != vmtest.KernelStart {
 			metrics = append(metrics, bench.GuestTime(at, list[0].Clock))
 		}
 	}
@@ -301,6 +314,9 @@ func (m *maker) headline(wall, instructions []bench.Group) error {
 	if len(s.Findings) == 0 && len(wall)+len(instructions) > 0 {
 		s.Text = append(s.Text, "There is no round with a good boot both of ours and of a plain initramfs: nothing was compared.")
 	}
+	if err := m.firmwareHeadline(&s); err != nil {
+		return err
+	}
 	var smallest []string
 	for _, search := range m.Searches {
 		if search.BootsMiB > 0 {
@@ -314,6 +330,38 @@ func (m *maker) headline(wall, instructions []bench.Group) error {
 		s.Findings = append(s.Findings, f)
 	}
 	m.doc.add(s)
+	return nil
+}
+
+// firmwareHeadline tells of the points of sweeps that firmware and boot loader
+// started: only there is the whole boot measured.
+func (m *maker) firmwareHeadline(s *section) error {
+	points := m.scenarios(func(s *bench.Scenario) bool { return swept(s) && s.Firmware && !s.Memory })
+	for _, g := range m.Groups(points) {
+		metrics := m.hostTimes(g.Scenarios)
+		if len(metrics) == 0 {
+			continue
+		}
+		metric := m.mainTimes(g.Scenarios)[0]
+		base := m.best(g.Scenarios, metric)
+		if base == nil {
+			continue
+		}
+		ratios, err := m.against(g.Scenarios, base, metric)
+		if err != nil {
+			return err
+		}
+		if len(ratios) > 0 {
+			at := g.Scenarios[0]
+			title := fmt.Sprintf("%s, %s %s", m.metricTitle(metric, at.Clock), at.Set, at.Label)
+			s.Facts = append(s.Facts, fact{title, outcome(base, ratios)})
+			f := findings{Title: title + ", against the best plain initramfs, " + base.Series}
+			for _, r := range ratios {
+				f.Items = append(f.Items, finding{r.Sentence(), class(r)})
+			}
+			s.Findings = append(s.Findings, f)
+		}
+	}
 	return nil
 }
 
@@ -569,7 +617,7 @@ func (m *maker) waterfalls(s *section, list []*bench.Scenario) error {
 			if !ok || end <= at {
 				continue
 			}
-			if stage.until == bench.KernelStart && !host {
+			if stage.until == vmtest.KernelStart && !host {
 				continue
 			}
 			row.parts = append(row.parts, part{end - at, stage.color})
@@ -622,11 +670,11 @@ var stages = []struct {
 	title string
 	color color.NRGBA
 }{
-	{bench.KernelStart, "firmware and boot loader", grey},
+	{vmtest.KernelStart, "firmware and boot loader", grey},
 	{vmtest.KernelToInit, "kernel, to Run /init", hues[0]},
 	{vmtest.HandedOver, "storage-init, to the handover", hues[1]},
 	{vmtest.InitfsInit, "to the first init message", hues[4]},
-	{bench.SwitchRoot, "initial filesystem, to switch root", hues[5]},
+	{vmtest.SwitchRoot, "initial filesystem, to switch root", hues[5]},
 	{vmtest.MultiUser, "to multi-user.target", hues[2]},
 }
 
@@ -855,6 +903,15 @@ func (m *maker) failures() {
 			f.Items = append(f.Items, finding{text, "failed"})
 		}
 		s.Findings = append(s.Findings, f)
+	}
+	m.doc.add(s)
+}
+
+// leftOut has the scenarios that could not be made.
+func (m *maker) leftOut() {
+	s := section{Title: "Left out"}
+	for _, name := range slices.Sorted(maps.Keys(m.LeftOut)) {
+		s.Facts = append(s.Facts, fact{name, m.LeftOut[name]})
 	}
 	m.doc.add(s)
 }

@@ -11,17 +11,19 @@ var (
 	pageText string
 	//go:embed page.css
 	pageStyle string
-
-	page = template.Must(template.New("page").Funcs(template.FuncMap{
-		// The plots are made here, and their text was escaped then.
-		"svg":   func(s string) template.HTML { return template.HTML(s) },
-		"color": func(s string) template.CSS { return template.CSS(s) },
-		"style": func() template.CSS { return template.CSS(pageStyle) },
-	}).Parse(pageText))
 )
 
 // html renders the document as one page that needs nothing else.
 func (d *document) html() (string, error) {
+	page, err := template.New("page").Funcs(template.FuncMap{
+		// The plots are made here, and their text was escaped then.
+		"svg":   func(s string) template.HTML { return template.HTML(s) },
+		"color": func(s string) template.CSS { return template.CSS(s) },
+		"style": func() template.CSS { return template.CSS(pageStyle) },
+	}).Parse(pageText)
+	if err != nil {
+		return "", err
+	}
 	var b strings.Builder
 	if err := page.Execute(&b, d); err != nil {
 		return "", err

@@ -11,7 +11,7 @@ import (
 // smallest memory that boots.
 func (m *maker) memory() error {
 	s := section{Title: "Memory"}
-	list := m.scenarios(func(s *bench.Scenario) bool { return s.Set == standard && s.Clock == bench.Wall })
+	list := m.scenarios(func(s *bench.Scenario) bool { return standard(s) && s.Clock == bench.Wall })
 	for i, g := range m.Groups(list) {
 		if err := m.memoryAtEnd(&s, g, i > 0); err != nil {
 			return err

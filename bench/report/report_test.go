@@ -58,7 +58,7 @@ func small() *bench.Results {
 				}
 			}
 			if s.Firmware {
-				b.HostTimes = map[vmtest.Milestone]float64{bench.KernelStart: 5}
+				b.HostTimes = map[vmtest.Milestone]float64{vmtest.KernelStart: 5}
 				for at, seconds := range b.Times {
 					b.HostTimes[at] = 5 + seconds
 				}
@@ -89,8 +89,8 @@ func small() *bench.Results {
 	add(bench.Scenario{Name: "file", Kind: bench.Ours, Backend: "file", Firmware: true, BootBytes: 9_300_000, ImageBytes: 48_000_000}, undecided...)
 	add(bench.Scenario{Name: "ram", Kind: bench.Ours, Backend: "ram", Firmware: true, BootBytes: 9_300_000, ImageBytes: 48_000_000}, around(3, 1.7, 2.9, 15)...)
 	add(bench.Scenario{Name: "given", Kind: bench.Given, Firmware: true, KernelSHA: strings.Repeat("b", 64), BootBytes: 30_000_000}, around(8, 2, 3, 14)...)
-	add(bench.Scenario{Name: "plain lz4, counted", Series: "plain lz4", Kind: bench.Plain, Clock: bench.Instructions, BootBytes: 55_000_000}, around(2, 2.3, 2.41, 7.5)...)
-	add(bench.Scenario{Name: "block, counted", Series: "block", Kind: bench.Ours, Clock: bench.Instructions, BootBytes: 8_900_000, ImageBytes: 48_000_000}, around(2, 1.75, 2.14, 7.3)...)
+	add(bench.Scenario{Name: "plain lz4, counted", Series: "plain lz4", Kind: bench.Plain, Set: "instructions", Clock: bench.Instructions, BootBytes: 55_000_000}, around(2, 2.3, 2.41, 7.5)...)
+	add(bench.Scenario{Name: "block, counted", Series: "block", Kind: bench.Ours, Set: "instructions", Clock: bench.Instructions, BootBytes: 8_900_000, ImageBytes: 48_000_000}, around(2, 1.75, 2.14, 7.3)...)
 	for i, label := range []string{"0 MB", "256 MB"} {
 		x := float64(i) * 256e6
 		add(bench.Scenario{Name: "plain lz4 @ bloat=" + label, Series: "plain lz4", Kind: bench.Plain, Set: "bloat", X: x, Label: label, BootBytes: 55_000_000 + int64(x)},
@@ -98,8 +98,10 @@ func small() *bench.Results {
 		add(bench.Scenario{Name: "block @ bloat=" + label, Series: "block", Kind: bench.Ours, Set: "bloat", X: x, Label: label, BootBytes: 8_900_000, ImageBytes: 48_000_000 + int64(x)},
 			around(6, 1.7, 2.1, 17)...)
 	}
-	add(bench.Scenario{Name: "block @ mini=zstd", Series: "block", Kind: bench.Ours, Set: "mini", Label: "zstd", BootBytes: 8_900_000, ImageBytes: 48_000_000}, around(1, 1.7, 2.1, 17)...)
-	add(bench.Scenario{Name: "block @ mini=none", Series: "block", Kind: bench.Ours, Set: "mini", Label: "none", BootBytes: 9_900_000, ImageBytes: 48_000_000}, []float64{1})
+	add(bench.Scenario{Name: "plain lz4 @ storage=emmc", Series: "plain lz4", Kind: bench.Plain, Set: "storage", X: 1e8, Label: "emmc", Firmware: true, BootBytes: 55_000_000}, around(6, 2.3, 2.5, 17)...)
+	add(bench.Scenario{Name: "block @ storage=emmc", Series: "block", Kind: bench.Ours, Set: "storage", X: 1e8, Label: "emmc", Firmware: true, BootBytes: 8_900_000, ImageBytes: 48_000_000}, around(6, 1.7, 2.1, 15)...)
+	add(bench.Scenario{Name: "block @ compress=zstd", Series: "block", Kind: bench.Ours, Set: "compress", Label: "zstd", BootBytes: 8_900_000, ImageBytes: 48_000_000}, around(1, 1.7, 2.1, 17)...)
+	add(bench.Scenario{Name: "block @ compress=none", Series: "block", Kind: bench.Ours, Set: "compress", Label: "none", BootBytes: 9_900_000, ImageBytes: 48_000_000}, []float64{1})
 	add(bench.Scenario{Name: "block, probed", Series: "block", Kind: bench.Ours, Memory: true}, around(1, 50, 60, 70)...)
 	probed := &r.Boots[len(r.Boots)-1]
 	probed.Memory = []bench.MemorySample{
@@ -120,9 +122,15 @@ func small() *bench.Results {
 			b.MemUsableKB, b.MemAvailableKB, b.MemTotalKB, b.Faults, b.MajorFaults = 800*1024, 770*1024, 960*1024, 32000, 12
 		}
 	}
+	for _, s := range []bench.Scenario{{Series: "plain lz4", Kind: bench.Plain}, {Series: "block", Kind: bench.Ours}} {
+		s.Name = s.Series + " (least-memory)"
+		s.Set, s.Clock = "least-memory", bench.Wall
+		r.Scenarios = append(r.Scenarios, s)
+	}
+	r.LeftOut = map[string]string{"loop @ storage=sd": "no root tree is given"}
 	r.Searches = []bench.MemorySearch{
-		{Scenario: "plain lz4", FailsMiB: 224, BootsMiB: 240, Tries: make([]bench.MemoryTrial, 8), Done: true},
-		{Scenario: "block", FailsMiB: 96, Tries: make([]bench.MemoryTrial, 3)},
+		{Scenario: "plain lz4 (least-memory)", FailsMiB: 224, BootsMiB: 240, Tries: make([]bench.MemoryTrial, 8), Done: true},
+		{Scenario: "block (least-memory)", FailsMiB: 96, Tries: make([]bench.MemoryTrial, 3)},
 	}
 	return r
 }
@@ -182,9 +190,12 @@ func TestHeadline(t *testing.T) {
 		"- block is 0.95 (0.95-0.95) of plain lz4, N=8: faster",
 		"- loop is 1.02 (1.02-1.02) of plain lz4, N=7, 1 left out: slower",
 		"- file against plain lz4: no difference shown, 1.00 (0.96-1.02), N=8",
-		"- ram against plain lz4: too few boots to tell (estimate 0.91, no interval, N=3, 5 left out)",
+		"- ram against plain lz4: too few boots to tell (estimate 0.909, pairs from 0.909 to 0.909, N=3, 5 left out)",
 		"- **First init message, CPU work in instructions**: too few boots to tell for block.",
 		"- **Usable memory at multi-user**: block has more than plain lz4.",
+		"- **multi-user.target from power-on, seconds of emulation (TCG), storage emmc**: block is faster than plain lz4.",
+		"- block is 0.91 (0.91-0.91) of plain lz4, N=6: faster",
+		"- **Smallest memory that boots**: plain lz4 240 MiB.",
 		"- loop: 1 of 8 boots failed",
 		"- **Accelerator**: none: TCG emulates",
 		"- **Incomplete**: the run ended before it had made all boots: interrupted",
@@ -220,7 +231,7 @@ func TestFailuresAreNamed(t *testing.T) {
 		t.Errorf("what failed boots have noted changes the report (-want +got):\n%s", diff)
 	}
 	for _, text := range []string{wild, page} {
-		for _, want := range []string{"loop: 1 of 8 boots failed", "round 8: timed out without multi", "7 of 8, 1 failed", "block @ mini=none: none of 1 boot was good"} {
+		for _, want := range []string{"loop: 1 of 8 boots failed", "round 8: timed out without multi", "7 of 8, 1 failed", "block @ compress=none: none of 1 boot was good"} {
 			if !strings.Contains(strings.ReplaceAll(text, `\`, ""), want) {
 				t.Errorf("no %q in\n%.300s", want, text)
 			}
@@ -323,8 +334,9 @@ func TestHostileNames(t *testing.T) {
 		s := &r.Scenarios[i]
 		names[s.Name] = fmt.Sprint(s.Name, hostile)
 		s.Name, s.Series, s.Backend, s.Kernel, s.Storage = names[s.Name], s.Series+hostile, hostile, hostile, hostile
-		if s.Set != "standard" {
-			s.Set, s.Label = s.Set+hostile, s.Label+hostile
+		s.Set += hostile
+		if s.Label != "" {
+			s.Label += hostile
 		}
 	}
 	for i := range r.Boots {
@@ -347,6 +359,7 @@ func TestHostileNames(t *testing.T) {
 	for i := range r.Searches {
 		r.Searches[i].Scenario = names[r.Searches[i].Scenario]
 	}
+	r.LeftOut = map[string]string{hostile: hostile}
 	r.Host = bench.Host{CPU: hostile, Kernel: hostile, QEMU: hostile, Accel: hostile}
 	r.Tool, r.Why, r.Started = hostile, hostile, hostile
 	markdown, page := write(t, r)
@@ -390,7 +403,7 @@ func TestNothingIsShownEmpty(t *testing.T) {
 	}{
 		{"nothing", &bench.Results{Format: bench.Format}, []string{"How to read this"}},
 		{"no boots", func() *bench.Results { r := small(); r.Boots, r.Searches = nil, nil; return r }(),
-			[]string{"What came out", "The standard set", "CPU work, in instructions", "How to read this"}},
+			[]string{"What came out", "The standard set", "CPU work, in instructions", "Left out", "How to read this"}},
 		{"all failed", func() *bench.Results {
 			r := small()
 			r.Searches = nil
@@ -398,10 +411,10 @@ func TestNothingIsShownEmpty(t *testing.T) {
 				r.Boots[i].OK, r.Boots[i].Error = false, "no"
 			}
 			return r
-		}(), []string{"What came out", "The standard set", "CPU work, in instructions", "Sweeps", "Content that the boot does not need", "Compression of the mini-initramfs", "Failures", "How to read this"}},
+		}(), []string{"What came out", "The standard set", "CPU work, in instructions", "Sweeps", "Content that the boot does not need", "Speed of the storage", "Compression of the mini-initramfs", "Failures", "Left out", "How to read this"}},
 		{"only plain", func() *bench.Results {
 			r := small()
-			r.Searches = nil
+			r.Searches, r.LeftOut = nil, nil
 			r.Scenarios = r.Scenarios[:1]
 			r.Boots = r.Boots[:2]
 			return r
@@ -470,6 +483,26 @@ func TestLayOut(t *testing.T) {
 		if !slices.Equal(got, tt.want) || logarithmic != tt.logarithmic {
 			t.Errorf("%s: %v, %v; want %v, %v", tt.name, got, logarithmic, tt.want, tt.logarithmic)
 		}
+	}
+}
+
+// Points that differ in more than where they lie are in plots of their own.
+func TestLayers(t *testing.T) {
+	w := sweep{set: "bloat", places: []place{{0, "0MiB"}, {64, "64MiB"}, {256, "256MiB"}, {256, "256MiB-text"}, {1024, "1024MiB-text"}}}
+	var got []string
+	for _, l := range w.layers() {
+		line := l.layer + ":"
+		for _, p := range l.places {
+			line += " " + p.label
+		}
+		got = append(got, line)
+	}
+	want := []string{": 0MiB 64MiB 256MiB", "text: 0MiB 256MiB-text 1024MiB-text"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("layers (-want +got):\n%s", diff)
+	}
+	if whole := (&sweep{places: []place{{0, "zstd"}, {1, "none"}}}).layers(); len(whole) != 1 || len(whole[0].places) != 2 {
+		t.Errorf("a sweep over names has %d layers", len(whole))
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"regexp"
 	"slices"
 
 	"initoverlayfs/bench"
@@ -11,26 +12,61 @@ import (
 
 // sweepTitles says what a sweep varies, and what its axis is called.
 var sweepTitles = map[string]struct{ title, axis string }{
-	"bloat":    {"Content that the boot does not need", "added content"},
-	"storage":  {"Speed of the storage", "storage"},
-	"pcluster": {"Size of the physical clusters", "physical cluster"},
-	"mini":     {"Compression of the mini-initramfs", "compression"},
-	"cpus":     {"Number of CPUs", "CPUs"},
-	"memory":   {"Memory of the machine", "memory"},
+	"bloat":              {"Content that the boot does not need", "added content"},
+	"bloat-instructions": {"Content that the boot does not need", "added content"},
+	"storage":            {"Speed of the storage", "storage"},
+	"pcluster":           {"Size of the physical clusters", "largest physical cluster"},
+	"compress":           {"Compression of the mini-initramfs", "compression"},
+	"cpus":               {"Number of CPUs", "CPUs"},
+	"memory":             {"Memory of the machine", "memory"},
 }
 
-// sweep is the scenarios of a set other than the standard one, on one clock.
+// sweep is the scenarios of a set that lie on an axis, on one clock.
 type sweep struct {
 	set    string
 	clock  bench.Clock
 	places []place
 	series []string
 	list   []*bench.Scenario
+	layer  string // which part of a sweep it is, if it is a part
+}
+
+// suffixed is a label that says more than where the point lies: "64MiB-text".
+var suffixed = regexp.MustCompile(`^[0-9.]+ *[A-Za-z]*-(.+)$`)
+
+// layers takes a sweep apart whose points differ not only in where they lie, so
+// that each plot has one line for a series. The point at 0 belongs to each.
+func (w *sweep) layers() []*sweep {
+	var layers []*sweep
+	of := func(name string) *sweep {
+		i := slices.IndexFunc(layers, func(l *sweep) bool { return l.layer == name })
+		if i < 0 {
+			i = len(layers)
+			part := *w
+			part.layer, part.places = name, nil
+			layers = append(layers, &part)
+		}
+		return layers[i]
+	}
+	for _, p := range w.places {
+		name := ""
+		if found := suffixed.FindStringSubmatch(p.label); found != nil {
+			name = found[1]
+		}
+		l := of(name)
+		l.places = append(l.places, p)
+	}
+	for _, l := range layers {
+		if first := layers[0].places[0]; l != layers[0] && first.x == 0 {
+			l.places = slices.Insert(l.places, 0, first)
+		}
+	}
+	return layers
 }
 
 func (m *maker) sweeps() error {
 	var all []*sweep
-	for _, s := range m.scenarios(func(s *bench.Scenario) bool { return s.Set != standard && !s.Memory }) {
+	for _, s := range m.scenarios(func(s *bench.Scenario) bool { return swept(s) && !s.Memory }) {
 		i := slices.IndexFunc(all, func(w *sweep) bool { return w.set == s.Set && w.clock == s.Clock })
 		if i < 0 {
 			i = len(all)
@@ -112,14 +148,17 @@ func (m *maker) sweep(w *sweep) (section, error) {
 			continue
 		}
 		s.addTable(t)
-		f, err := m.sweepFigure(w, metric, about.axis)
+		for _, layer := range w.layers() {
+			f, err := m.sweepFigure(layer, metric, about.axis)
+			if err != nil {
+				return s, err
+			}
+			if f.SVG != "" {
+				s.Figures = append(s.Figures, f)
+			}
+		}
+		t, err := m.sweepRatios(w, metric)
 		if err != nil {
-			return s, err
-		}
-		if f.SVG != "" {
-			s.Figures = append(s.Figures, f)
-		}
-		if t, err = m.sweepRatios(w, metric); err != nil {
 			return s, err
 		}
 		s.addTable(t)
@@ -278,6 +317,9 @@ func (m *maker) sweepFigure(w *sweep, metric bench.Metric, axis string) (figure,
 		axis += " (logarithmic)"
 	}
 	title := since(metric)
+	if w.layer != "" {
+		title += ": " + w.layer
+	}
 	picture, err := linePlot(title, axis, m.unit(w.clock), places, logarithmic, lines)
 	return figure{Title: title, SVG: picture}, err
 }

@@ -74,6 +74,7 @@ func (f *benchFlags) add(p *pflag.FlagSet) {
 	p.StringVar(&f.append, "append", "", "further `WORDS` of each kernel command line")
 	p.StringVar(&f.accel, "accel", string(vmtest.Auto), "`ACCELERATOR`: auto, kvm or tcg")
 	p.StringVar(&f.QEMU, "qemu", "", "QEMU's `PROGRAM` (default: the architecture's, in PATH)")
+	p.StringVar(&f.GuestCPU, "cpu", "", "QEMU's `MODEL` of the guest's CPU (default: host under KVM, the fastest under TCG)")
 	p.IntVar(&f.MemoryMiB, "memory", 1024, "`MIB` of memory that each guest can use")
 	p.IntVar(&f.CPUs, "cpus", 1, "`NUMBER` of CPUs")
 	p.DurationVar(&f.BootTimeout, "timeout", 5*time.Minute, "`DURATION` after which a boot has failed")

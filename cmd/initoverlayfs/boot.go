@@ -37,6 +37,7 @@ type bootFlags struct {
 	appendWords        string
 	memoryMiB, cpus    int
 	accel, qemu, arch  string
+	cpu                string
 	virtioPmem         bool
 	icount             bool
 	timeout            time.Duration
@@ -74,6 +75,7 @@ func (f *bootFlags) add(p *pflag.FlagSet) {
 	p.StringVar(&f.appendWords, "append", "", "further `WORDS` of the kernel command line")
 	p.IntVar(&f.memoryMiB, "memory", 1024, "`MIB` of memory that the guest can use")
 	p.IntVar(&f.cpus, "cpus", 1, "`NUMBER` of CPUs")
+	p.StringVar(&f.cpu, "cpu", "", "QEMU's `MODEL` of the CPU (default: host under KVM, the fastest under TCG)")
 	p.StringVar(&f.accel, "accel", string(vmtest.Auto), "`ACCELERATOR`: auto, kvm or tcg")
 	p.StringVar(&f.qemu, "qemu", "", "QEMU's `PROGRAM` (default: the architecture's, in PATH)")
 	p.StringVar(&f.arch, "arch", "", "`ARCH` of the guest (default amd64)")
@@ -204,7 +206,7 @@ func (a *app) printBoot(doc bootJSON, withRoot bool) error {
 // when it is no longer needed.
 func (f *bootFlags) machine(ctx context.Context) (m vmtest.Machine, backend string, cleanup func(), err error) {
 	m = vmtest.Machine{
-		Arch: f.arch, QEMU: f.qemu, Kernel: f.kernel, MemoryMiB: f.memoryMiB, CPUs: f.cpus,
+		Arch: f.arch, QEMU: f.qemu, Kernel: f.kernel, MemoryMiB: f.memoryMiB, CPUs: f.cpus, CPU: f.cpu,
 		ICount: f.icount, Timeout: f.timeout, Keep: f.keep,
 		Expect: []vmtest.Milestone{vmtest.KernelToInit, vmtest.InitfsInit},
 	}
