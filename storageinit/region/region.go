@@ -231,8 +231,13 @@ func (r *region) holds(sys System, image bootconf.UUID) (bool, error) {
 // loadModules loads what storage-init has carried over.
 func loadModules(sys System) error {
 	files := names(sys, bootconf.ReturnDir, "") // each begins with its number
-	for _, name := range files {
-		path := bootconf.ReturnDir + "/" + name
+	for i := range files {
+		number := string(rune('0'+i/10)) + string(rune('0'+i%10)) + "-"
+		n := slices.IndexFunc(files, func(name string) bool { return strings.HasPrefix(name, number) })
+		if n < 0 {
+			return errors.New("no module " + number + " in " + bootconf.ReturnDir)
+		}
+		path := bootconf.ReturnDir + "/" + files[n]
 		if err := sys.LoadModule(path, ""); err != nil && !errors.Is(err, syscall.EEXIST) {
 			return failed("load module "+path, err)
 		}
@@ -335,16 +340,18 @@ func (r *region) online(sys System, part bootconf.Region, block int64) error {
 
 func kb(n int64) string { return strconv.FormatInt(n>>10, 10) }
 
-// names gives the entries of a directory that are a kind of device and a number,
-// sorted. There are others that begin alike, as namespace_seed.
+// names gives the entries of a directory that are a kind of device and a number.
+// There are others that begin alike, as namespace_seed.
 func names(sys System, dir, kind string) []string {
 	list, _ := sys.ReadDir(dir) // what is not there has none
-	list = slices.DeleteFunc(slices.Clone(list), func(name string) bool {
+	var devices []string
+	for _, name := range list {
 		number, ok := strings.CutPrefix(name, kind)
-		return !ok || number == "" || number[0] < '0' || number[0] > '9'
-	})
-	slices.Sort(list)
-	return list
+		if ok && number != "" && '0' <= number[0] && number[0] <= '9' {
+			devices = append(devices, name)
+		}
+	}
+	return devices
 }
 
 func readNumber(sys System, path string) (int64, error) {

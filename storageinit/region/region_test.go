@@ -83,7 +83,7 @@ func newMachine(t *testing.T, start, size int64) *machine {
 		},
 		dirs: map[string][]string{
 			ndDevices:           nil,
-			bootconf.ReturnDir:  {"storage-init", "00-dax_pmem.ko", "01-kmem.ko"},
+			bootconf.ReturnDir:  {"01-kmem.ko", "storage-init", "00-dax_pmem.ko"},
 			daxDrivers + "kmem": {"bind", "new_id"},
 		},
 		disks: map[string]*pmem{},
@@ -358,6 +358,7 @@ func TestLeftAlone(t *testing.T) {
 		{"strange block size", 510, 130, imageUUID, func(m *machine) { m.files[memory+"block_size_bytes"] = "0\n" }, `bad block_size_bytes "0\n"`},
 		{"no UUID", 510, 130, "image", nil, `bad UUID "image"`},
 		{"large blocks", 510, 130, imageUUID, func(m *machine) { m.files[memory+"block_size_bytes"] = "80000000\n" }, "a block is 2048 MiB, so it should begin 2 MiB below a multiple of that"},
+		{"a module is missing", 510, 130, imageUUID, func(m *machine) { m.dirs[bootconf.ReturnDir] = []string{"01-kmem.ko"} }, "no module 00- in /run/initoverlayfs/return-memory"},
 		{"no seed", 510, 130, imageUUID, func(m *machine) { m.files[bus+"/region0/dax_seed"] = "\n" }, "there is no dax device to make for region 130M!510M"},
 		{"no NVDIMM_DAX", 510, 130, imageUUID, func(m *machine) { delete(m.files, bus+"/region0/dax_seed") }, "the kernel has no NVDIMM_DAX: no such file or directory"},
 	} {
