@@ -36,9 +36,7 @@ func ParseSystem(s string) (System, error) {
 }
 
 func validName(s string) bool {
-	return !strings.ContainsFunc(s, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || strings.ContainsRune("._-", r))
-	})
+	return strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789._-") == ""
 }
 
 // series is a way to boot the tree.
