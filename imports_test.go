@@ -71,6 +71,7 @@ var storageInitDeps = []string{
 	"initoverlayfs/initrd/bootconf",
 	"initoverlayfs/storageinit",
 	"initoverlayfs/storageinit/probe",
+	"initoverlayfs/storageinit/region",
 	"initoverlayfs/storageinit/switchroot",
 	"io",
 	"iter",

@@ -3,6 +3,7 @@ package bench
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -55,7 +56,11 @@ func Comparable(_ *Results, a, b *Scenario) error {
 
 // kernelName tells kernels of one version apart by the digest of the file.
 func kernelName(s *Scenario) string {
-	return fmt.Sprintf("%s (%.12s)", s.Kernel, s.KernelSHA)
+	version := s.Kernel
+	if version == "" {
+		version = "of unknown version"
+	}
+	return fmt.Sprintf("%s (%.12s)", version, s.KernelSHA)
 }
 
 // Group is scenarios that belong side by side.
@@ -203,6 +208,12 @@ func Merge(runs ...*Results) (*Results, error) {
 			}
 			merged.Searches = append(merged.Searches, search)
 		}
+		for name, reason := range r.LeftOut {
+			if merged.LeftOut == nil {
+				merged.LeftOut = map[string]string{}
+			}
+			merged.LeftOut[name] = reason
+		}
 		merged.Started = min(merged.Started, r.Started)
 		merged.Updated = max(merged.Updated, r.Updated)
 		merged.Complete = merged.Complete && r.Complete
@@ -210,6 +221,8 @@ func Merge(runs ...*Results) (*Results, error) {
 			why = append(why, r.Why)
 		}
 	}
+	// What one run left out and another one has is not left out.
+	maps.DeleteFunc(merged.LeftOut, func(name, _ string) bool { return merged.Scenario(name) != nil })
 	merged.Why = strings.Join(why, "; ")
 	return merged, nil
 }

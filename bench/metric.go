@@ -51,23 +51,16 @@ func (m Metric) Value(b *Boot) (float64, bool) {
 	return v, true
 }
 
-// Milestones known to this package, in the order of a boot. KernelStart is the
-// kernel's first line: on the host's clock what firmware and boot loader took.
-// SwitchRoot is where the initial filesystem hands over to the real root.
-const (
-	KernelStart vmtest.Milestone = "kernel_start_s"
-	SwitchRoot  vmtest.Milestone = "switch_root_s"
-)
-
+// milestones are those of which the package knows where they lie in a boot.
 var milestones = []struct {
 	at    vmtest.Milestone
 	title string
 }{
-	{KernelStart, "kernel starts"},
+	{vmtest.KernelStart, "kernel starts"},
 	{vmtest.KernelToInit, "Run /init"},
 	{vmtest.HandedOver, "handover"},
 	{vmtest.InitfsInit, "first init message"},
-	{SwitchRoot, "switch root"},
+	{vmtest.SwitchRoot, "switch root"},
 	{vmtest.MultiUser, "multi-user.target"},
 }
 
@@ -175,11 +168,11 @@ func PhasesTime(clock Clock) Metric {
 
 // The figures of memory at multi-user.target. A count of 0 was not taken.
 var (
-	MemAvailable = Metric{"mem_available", "available at multi-user", Kilobytes, false, false,
+	MemAvailable = Metric{"mem_available", "available memory at multi-user", Kilobytes, false, false,
 		func(b *Boot) (float64, bool) { return float64(b.MemAvailableKB), b.MemAvailableKB > 0 }}
-	MemUsable = Metric{"mem_usable", "usable at multi-user", Kilobytes, false, false,
+	MemUsable = Metric{"mem_usable", "usable memory at multi-user", Kilobytes, false, false,
 		func(b *Boot) (float64, bool) { return float64(b.MemUsableKB), b.MemUsableKB > 0 }}
-	MemTotal = Metric{"mem_total", "total", Kilobytes, false, false,
+	MemTotal = Metric{"mem_total", "total memory", Kilobytes, false, false,
 		func(b *Boot) (float64, bool) { return float64(b.MemTotalKB), b.MemTotalKB > 0 }}
 	PageFaults = Metric{"faults", "page faults", PageFaultUnit, true, true,
 		func(b *Boot) (float64, bool) { return float64(b.Faults), b.Faults > 0 }}

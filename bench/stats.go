@@ -115,6 +115,8 @@ type Ratio struct {
 	// Estimate is the ratio; 0 where N is 0. CI is nil where N is below 6.
 	Estimate float64
 	CI       *Interval
+	// Min and Max are the smallest and the largest ratio of a pair.
+	Min, Max float64
 }
 
 // exactRanks is up to how many pairs the distribution is computed. The cost grows
@@ -160,6 +162,7 @@ func (r *Results) Ratio(a, b *Scenario, m Metric) (Ratio, error) {
 	if ratio.N == 0 {
 		return ratio, nil
 	}
+	ratio.Min, ratio.Max = math.Exp(slices.Min(logs)), math.Exp(slices.Max(logs))
 	center, ci := hodgesLehmann(logs)
 	ratio.Estimate = math.Exp(center)
 	if ci != nil {
@@ -266,14 +269,15 @@ func (r Ratio) Word() string {
 }
 
 // Numbers gives the estimate and its interval, "0.93 (0.91-0.95)", with as many
-// digits as it takes to tell the interval's ends from 1.
+// digits as it takes to tell the interval's ends from 1. Without an interval it is
+// the estimate.
 func (r Ratio) Numbers() string {
+	if r.CI == nil {
+		return fmt.Sprintf("%.3f", r.Estimate)
+	}
 	for digits := 2; ; digits++ {
 		text := fmt.Sprintf("%.*f", digits, r.Estimate)
 		one := fmt.Sprintf("%.*f", digits, 1.0)
-		if r.CI == nil {
-			return text
-		}
 		low, high := fmt.Sprintf("%.*f", digits, r.CI.Low), fmt.Sprintf("%.*f", digits, r.CI.High)
 		if digits == 5 || (low != one || r.CI.Low == 1) && (high != one || r.CI.High == 1) {
 			return text + " (" + low + "-" + high + ")"
@@ -293,7 +297,7 @@ func (r Ratio) Sentence() string {
 		if r.N == 0 {
 			return fmt.Sprintf("%s against %s: no round in which both have the figure (%s)", r.A.Series, r.B.Series, n)
 		}
-		return fmt.Sprintf("%s against %s: too few boots to tell (estimate %s, no interval, %s)", r.A.Series, r.B.Series, r.Numbers(), n)
+		return fmt.Sprintf("%s against %s: too few boots to tell (estimate %s, pairs from %.3f to %.3f, %s)", r.A.Series, r.B.Series, r.Numbers(), r.Min, r.Max, n)
 	case NoDifference:
 		return fmt.Sprintf("%s against %s: no difference shown, %s, %s", r.A.Series, r.B.Series, r.Numbers(), n)
 	}

@@ -168,7 +168,7 @@ func TestRatioVerdicts(t *testing.T) {
 		{name: "undecided", a: []float64{9, 9.5, 10, 10.1, 10.2, 10.6}, want: NoDifference, says: "a against plain: no difference shown, 1.00 (0.90-1.06), N=6"},
 		{name: "wide", a: []float64{2, 3, 4, 6, 8, 9.9}, want: NoDifference, says: "a against plain: no difference shown, 0.49 (0.20-0.99), N=6"},
 		{name: "wide but far away", a: []float64{1, 1.1, 1.2, 1.5, 2, 2.2}, want: Better, says: "a is 0.15 (0.10-0.22) of plain, N=6: faster"},
-		{name: "too few", a: []float64{1, 2, 1, 2, 1}, want: TooFew, says: "a against plain: too few boots to tell (estimate 0.14, no interval, N=5)"},
+		{name: "too few", a: []float64{1, 2, 1, 2, 1}, want: TooFew, says: "a against plain: too few boots to tell (estimate 0.141, pairs from 0.100 to 0.200, N=5)"},
 		{name: "none", want: TooFew, says: "a against plain: no round in which both have the figure (N=0)"},
 		{name: "alike", a: []float64{10, 10, 10, 10, 10, 10}, want: NoDifference, says: "a against plain: no difference shown, 1.00 (1.00-1.00), N=6"},
 		{name: "close", a: []float64{9.99, 9.99, 9.99, 9.99, 9.99, 9.991}, want: Better, says: "a is 0.999 (0.999-0.999) of plain, N=6: faster"},
@@ -265,7 +265,7 @@ func TestValueOfNoNumber(t *testing.T) {
 	if _, ok := (Metric{}).Value(r.add("a", 2, 1)); ok {
 		t.Error("the zero Metric has a value")
 	}
-	if _, ok := GuestTime(SwitchRoot, Wall).Value(r.add("a", 3, 1)); ok {
+	if _, ok := GuestTime(vmtest.SwitchRoot, Wall).Value(r.add("a", 3, 1)); ok {
 		t.Error("a milestone that was not reached has a time")
 	}
 }
@@ -279,7 +279,7 @@ func TestRatioPairsRounds(t *testing.T) {
 	r.add("b", 3, 10)
 	r.add("b", 4, 20)
 	r.add("a", 4, 10)
-	if got, want := r.ratio(t).Sentence(), "a against plain: too few boots to tell (estimate 0.50, no interval, N=1, 3 left out)"; got != want {
+	if got, want := r.ratio(t).Sentence(), "a against plain: too few boots to tell (estimate 0.500, pairs from 0.500 to 0.500, N=1, 3 left out)"; got != want {
 		t.Errorf("Sentence = %q, want %q", got, want)
 	}
 }
@@ -300,11 +300,11 @@ func TestProbedTimesHaveNoValues(t *testing.T) {
 
 func TestMilestones(t *testing.T) {
 	boots := []*Boot{
-		{OK: true, Times: map[vmtest.Milestone]float64{vmtest.MultiUser: 1, "zebra_s": 1, "a_new_one_s": 1, SwitchRoot: 1}},
-		{OK: true, Times: map[vmtest.Milestone]float64{vmtest.KernelToInit: 1, KernelStart: 1, vmtest.HandedOver: 1, vmtest.InitfsInit: 1}},
+		{OK: true, Times: map[vmtest.Milestone]float64{vmtest.MultiUser: 1, "zebra_s": 1, "a_new_one_s": 1, vmtest.SwitchRoot: 1}},
+		{OK: true, Times: map[vmtest.Milestone]float64{vmtest.KernelToInit: 1, vmtest.KernelStart: 1, vmtest.HandedOver: 1, vmtest.InitfsInit: 1}},
 		{Times: map[vmtest.Milestone]float64{vmtest.Failed: 1, "never_s": 1}},
 	}
-	want := []vmtest.Milestone{KernelStart, vmtest.KernelToInit, vmtest.HandedOver, vmtest.InitfsInit, SwitchRoot, vmtest.MultiUser, "a_new_one_s", "zebra_s"}
+	want := []vmtest.Milestone{vmtest.KernelStart, vmtest.KernelToInit, vmtest.HandedOver, vmtest.InitfsInit, vmtest.SwitchRoot, vmtest.MultiUser, "a_new_one_s", "zebra_s"}
 	got := Milestones(boots, func(b *Boot) map[vmtest.Milestone]float64 { return b.Times })
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("Milestones (-want +got):\n%s", diff)

@@ -78,7 +78,8 @@ type fullTree struct {
 	*cpio.Tree
 	writer  ImageWriter
 	options ImageOptions
-	sha256  string // of the archive
+	sha256  string   // of the archive
+	modules *os.File // without a name; nil: there are none to be stored otherwise
 }
 
 // readTree reads a source once, from its beginning to its end.
@@ -116,7 +117,12 @@ func readTree(ctx context.Context, src Source, p Producer, o ImageOptions) (_ *f
 
 // close gives back what the contents occupy. What cannot be removed from the
 // folder for temporary files is no reason for a build to fail.
-func (t *fullTree) close() { _ = t.writer.Close() }
+func (t *fullTree) close() {
+	_ = t.writer.Close()
+	if t.modules != nil {
+		_ = t.modules.Close()
+	}
+}
 
 // writeImage writes the image into the empty file f and reads back what its
 // superblock says.

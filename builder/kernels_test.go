@@ -148,3 +148,79 @@ func TestModuleBytes(t *testing.T) {
 		}
 	}
 }
+
+func realKernel(t *testing.T, fixture string) (*kmod.Index, []byte) {
+	t.Helper()
+	kernel := fixtures.OpenKernel(t, fixture)
+	x, err := kmod.Open(kernel.Modules, kernel.Version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(kernel.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x, text
+}
+
+// Signed modules bring what computes their digest faster, in front.
+func TestAccelerate(t *testing.T) {
+	plan := func(t *testing.T, fixture string, change func(*MiniOptions)) []bootconf.Module {
+		t.Helper()
+		x, text := realKernel(t, fixture)
+		o := MiniOptions{
+			Modules: x, KernelConfig: text, Compress: compress.Zstd, Config: config(t, "backend pmem"), Storage: []string{"virtio"},
+		}
+		change(&o)
+		modules, err := planModules(&o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain := moduleLines(modules)
+		if modules, err = o.accelerate(modules); err != nil {
+			t.Fatal(err)
+		}
+		if len(modules) > len(plain) {
+			for _, m := range modules[1:] {
+				if m.Level == 0 {
+					t.Errorf("%s is loaded beside the first module", m.Path)
+				}
+			}
+		}
+		return modules
+	}
+	for fixture, want := range map[string]string{
+		"kernel-6.1":  "0 - sha256_ssse3.ko cpu=0089,009C,0125 optional",
+		"kernel-6.12": "0 - sha256_ssse3.ko cpu=0089,009C,0125,013D optional",
+	} {
+		t.Run(fixture, func(t *testing.T) {
+			if got := moduleLines(plan(t, fixture, func(*MiniOptions) {}))[0]; got != want {
+				t.Errorf("the first module is %q, want %q", got, want)
+			}
+		})
+	}
+	for name, change := range map[string]func(*MiniOptions){
+		"stripped": func(o *MiniOptions) { o.StripSignatures = true },
+		"not verified": func(o *MiniOptions) {
+			o.KernelConfig = bytes.ReplaceAll(o.KernelConfig, []byte("CONFIG_MODULE_SIG=y"), nil)
+		},
+		"asked for": func(o *MiniOptions) { o.ExtraModules = []string{"sha256_ssse3"} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, line := range moduleLines(plan(t, "kernel-6.1", change)) {
+				if strings.Contains(line, "optional") {
+					t.Errorf("there is %q", line)
+				}
+			}
+		})
+	}
+	t.Run("few bytes", func(t *testing.T) {
+		x, _ := realKernel(t, "kernel-6.1")
+		o := MiniOptions{Modules: x}
+		modules := []bootconf.Module{{Path: "/lib/modules/libcrc32c.ko"}}
+		got, err := o.accelerate(modules)
+		if err != nil || len(got) != 1 {
+			t.Errorf("accelerate = %v, %v; want the one module", got, err)
+		}
+	})
+}

@@ -35,6 +35,17 @@ var machines = []struct {
 		f.addPmem(true)
 		return f
 	}},
+	{"pmem-systemd", func(t testing.TB) *fakeSystem {
+		f := newFake(t, "backend pmem")
+		f.addReturn()
+		f.executables[systemdPrograms[1]] = true
+		return f
+	}},
+	{"pmem-switchroot", func(t testing.TB) *fakeSystem {
+		f := newFake(t, "backend pmem")
+		f.addReturn()
+		return f
+	}},
 	{"pmem-dax", func(t testing.TB) *fakeSystem {
 		f := newFake(t, "backend pmem-dax")
 		f.addPmem(false)
@@ -206,6 +217,9 @@ var bestEffort = map[string]int{
 	"read " + panicTimeoutPath:           0,
 	"write " + panicTimeoutPath + ": 10": 0,
 	"write " + panicTimeoutPath + ": 0":  0,
+	"read " + rcuPath:                    0,
+	"write " + rcuPath + ": 1":           0,
+	"write " + rcuPath + ": 0":           0,
 	// The first is for the panic timeout, the second for the configuration.
 	"read /proc/cmdline": 1,
 
@@ -244,9 +258,39 @@ var bestEffortOf = map[string]map[string]int{
 	"file":     {"read " + classBlock + "/vda2/size": 0, "open /dev/vda": 0},
 	"pmem":     {"list " + virtioBus: 0},
 	"pmem-dax": {"list " + virtioBus: 0},
-	"embedded": {"list " + virtioBus: 0},
-	"ram":      {"read " + classBlock + "/vda2/size": 0},
+
+	"pmem-systemd":    returnIsBestEffort,
+	"pmem-switchroot": returnIsBestEffort,
+	"embedded":        {"list " + virtioBus: 0},
+	"ram":             {"read " + classBlock + "/vda2/size": 0},
 }
+
+// returnIsBestEffort has the calls that only give memory back later.
+var returnIsBestEffort = map[string]int{
+	"list " + virtioBus: 0,
+	"executable " + systemdPrograms[0] + " in " + sysroot:                                                     0,
+	"executable " + systemdPrograms[1] + " in " + sysroot:                                                     0,
+	"mkdir " + parent(bootconf.ReturnDir):                                                                     0,
+	"mkdir " + sysroot + parent(bootconf.ReturnDir):                                                           0,
+	"mkdir " + bootconf.ReturnDir:                                                                             0,
+	"mkdir " + sysroot + bootconf.ReturnDir:                                                                   0,
+	"list " + bootconf.ReturnModulesDir:                                                                       0,
+	"copy /lib/return-memory/00-dax_pmem.ko to " + bootconf.ReturnDir + "/00-dax_pmem.ko, mode 644":           0,
+	"copy /lib/return-memory/01-kmem.ko to " + bootconf.ReturnDir + "/01-kmem.ko, mode 644":                   0,
+	"copy /lib/return-memory/00-dax_pmem.ko to " + sysroot + bootconf.ReturnDir + "/00-dax_pmem.ko, mode 644": 0,
+	"copy /lib/return-memory/01-kmem.ko to " + sysroot + bootconf.ReturnDir + "/01-kmem.ko, mode 644":         0,
+	"write " + sysroot + bootconf.ReturnDir + "/image: " + imageUUID:                                          0,
+	"copy " + selfProgram + " to " + bootconf.ReturnDir + "/storage-init, mode 755":                           0,
+	"mkdir /run/systemd":                                            0,
+	"mkdir /run/systemd/system":                                     0,
+	"mkdir " + parent(returnWantPath):                               0,
+	"write " + returnUnitPath + ": " + oneLine(unitText(imageUUID)): 0,
+	"write " + returnWantPath + ": " + oneLine(returnWant):          0,
+}
+
+func oneLine(s string) string { return strings.ReplaceAll(s, "\n", "\\n") }
+
+func unitText(uuid string) string { return returnUnitHead + uuid + "\n" }
 
 // isBestEffort reports whether the nth call of that text is declared so.
 func isBestEffort(machine, call string, nth int) bool {
@@ -366,6 +410,52 @@ func TestRollback(t *testing.T) {
 			}
 			if !strings.Contains(f.fatal(), errInjected.Error()) {
 				t.Errorf("fatal: %s\nwant the reason %q", f.fatal(), errInjected)
+			}
+		})
+	}
+}
+
+// How the kernel waits is changed only from the usual setting, and given back
+// before anything else runs, whatever becomes of the boot.
+func TestHurry(t *testing.T) {
+	const hurry, calm = "write " + rcuPath + ": 1", "write " + rcuPath + ": 0"
+	for _, test := range []struct {
+		name, kernel string
+		fail         string // a call
+		end          string
+		want         []string
+	}{
+		{name: "usual", kernel: "0\n", end: "exec", want: []string{hurry, calm}},
+		{name: "hurries already", kernel: "1\n", end: "exec"},
+		{name: "no choice", end: "exec"},
+		{name: "refused", kernel: "0\n", fail: hurry, end: "exec", want: []string{hurry}},
+		{name: "not given back", kernel: "0\n", fail: calm, end: "exec", want: []string{hurry, calm}},
+		{name: "failure", kernel: "0\n", fail: "mkdir " + overlayDir, end: "reboot", want: []string{hurry, calm}},
+		{name: "failure after it", kernel: "0\n", fail: "enter " + sysroot, end: "reboot", want: []string{hurry, calm}},
+		{name: "failure before it", kernel: "0\n", fail: "mount sysfs on /sys type sysfs (nodev,noexec,nosuid)", end: "reboot"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFake(t, "backend loop", "bootfs LABEL=boot", "fs "+imagePath)
+			if test.kernel == "" {
+				delete(f.files, rcuPath)
+				f.absent[rcuPath] = true
+			} else {
+				f.files[rcuPath] = test.kernel
+			}
+			f.failCall(test.fail, errInjected)
+			f.run()
+			if f.end != test.end {
+				t.Errorf("the boot ends with %s, want %s: %s", f.end, test.end, f.fatal())
+			}
+			if diff := cmp.Diff(test.want, f.callsWith("write "+rcuPath)); diff != "" {
+				t.Errorf("writes (-want +got):\n%s", diff)
+			}
+			warned := len(f.linesWith("write "+rcuPath)) > 0
+			if warned != (test.fail == calm) {
+				t.Errorf("there is a warning: %v: %q", warned, f.logs)
+			}
+			if calmed, moved := slices.Index(f.calls, calm), slices.Index(f.calls, "move /sys to "+sysroot+"/sys"); moved >= 0 && calmed > moved {
+				t.Error("the setting is given back when /sys is moved away")
 			}
 		})
 	}

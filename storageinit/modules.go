@@ -154,6 +154,8 @@ func (b *boot) loadLevel(group []*bootconf.Module) error {
 		case errors.Is(err, syscall.EEXIST):
 		case errors.Is(err, syscall.ENODEV):
 			b.log(levelInfo, "module "+m.Name()+": no such hardware")
+		case m.Optional:
+			b.log(levelWarn, "module "+m.Name()+": "+err.Error())
 		default:
 			if first == nil {
 				first = failed("load module "+m.Path, err)
@@ -172,7 +174,7 @@ func (b *boot) wanted(m *bootconf.Module) bool {
 		alias, err := b.sys.ReadFile("/sys/devices/system/cpu/modalias")
 		// Without the file, as on a kernel without CPU autoprobing, the
 		// generic module is the one that works.
-		has := err == nil && strings.Contains(strings.TrimSpace(alias)+",", ","+m.CPUFeature+",")
+		has := err == nil && hasFeature(strings.TrimSpace(alias)+",", m.CPUFeature)
 		if has == m.CPUWithout {
 			return false
 		}
@@ -188,6 +190,17 @@ func (b *boot) wanted(m *bootconf.Module) bool {
 		}
 	}
 	return true
+}
+
+// hasFeature reports whether any of the features, separated by commas, is in a
+// CPU's modalias.
+func hasFeature(alias, features string) bool {
+	for f := range strings.SplitSeq(features, ",") {
+		if strings.Contains(alias, ","+f+",") {
+			return true
+		}
+	}
+	return false
 }
 
 // moduleOptions adds the command line's NAME.PARAMETER=VALUE to the options of

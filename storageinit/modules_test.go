@@ -41,6 +41,35 @@ func TestModuleLevels(t *testing.T) {
 	}
 }
 
+// A boot goes on without a module that only makes it faster.
+func TestOptionalModule(t *testing.T) {
+	for _, err := range []error{syscall.EPERM, syscall.ENODEV, syscall.ENOMEM, nil} {
+		for _, cpus := range []int{1, 4} {
+			f := newFake(t, loopLines...)
+			f.cpus = cpus
+			f.files[bootconf.ModulesPath] = "0 - /lib/modules/fast.ko optional x=1\n1 - /lib/modules/virtio_blk.ko\n"
+			f.files[bootconf.AliasesPath] = ""
+			f.load = func(path, _ string) error {
+				if path == "/lib/modules/fast.ko" {
+					return err
+				}
+				return nil
+			}
+			f.run()
+			wantBoot(t, f, "loop")
+			if diff := cmp.Diff([]string{"fast.ko x=1", "virtio_blk.ko"}, loads(f)); diff != "" {
+				t.Errorf("%v: modules, each once (-want +got):\n%s", err, diff)
+			}
+			if loaded := strings.Contains(f.written[bootconf.RecordPath], `"fast"`); loaded != (err == nil) {
+				t.Errorf("%v: the record has the module: %v", err, loaded)
+			}
+			if warned := strings.Contains(strings.Join(f.logs, "\n"), "<4>storage-init: module fast: "); warned != (err == syscall.EPERM || err == syscall.ENOMEM) {
+				t.Errorf("%v: there is a warning: %v: %q", err, warned, f.logs)
+			}
+		}
+	}
+}
+
 // gate lets n loaders through once all of them have arrived.
 type gate struct {
 	mu      sync.Mutex
@@ -194,6 +223,9 @@ func TestModuleConditions(t *testing.T) {
 		{name: "has the feature", module: "cpu=0094", modalias: cpu, want: true},
 		{name: "has the last feature", module: "cpu=00C0", modalias: cpu, want: true},
 		{name: "has the first feature", module: "cpu=0000", modalias: cpu, want: true},
+		{name: "has one of the features", module: "cpu=0095,0094", modalias: cpu, want: true},
+		{name: "lacks all of the features", module: "cpu=0095,0096", modalias: cpu},
+		{name: "stand-in, with one of the features", module: "cpu=!0095,0094", modalias: cpu},
 		{name: "lacks the feature", module: "cpu=0095", modalias: cpu},
 		{name: "stand-in, with the feature", module: "cpu=!0094", modalias: cpu},
 		{name: "stand-in, without", module: "cpu=!0095", modalias: cpu, want: true},

@@ -64,7 +64,9 @@ func (b *boot) handOver(initPath string) error {
 		}
 	}
 	b.saveRecords(record)
+	b.carryReturn()
 	b.disarmPanicTimeout()
+	b.calmDown()
 
 	for _, dir := range []string{"/run", "/sys", "/proc", "/dev"} {
 		if err := b.sys.MoveMount(dir, b.sysroot+dir); err != nil {

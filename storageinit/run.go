@@ -42,6 +42,7 @@ type boot struct {
 	start        int64  // of storage-init, microseconds
 	phase        int64  // start of the current phase
 	panicTimeout string // of the kernel, before we set it
+	hurried      bool   // we have changed how the kernel waits
 }
 
 // Run boots. It does not return: it becomes the full tree's init or follows
@@ -86,6 +87,7 @@ func (b *boot) run() error {
 		b.log(levelWarn, "open the kernel log: "+err.Error())
 	}
 	b.armPanicTimeout()
+	b.hurry()
 	if err := b.configure(); err != nil {
 		return err
 	}
@@ -245,6 +247,7 @@ func (b *boot) log(level int, text string) {
 
 // fail says what failed and follows the policy. It does not return.
 func (b *boot) fail(err error) {
+	b.calmDown() // a halted machine may be looked at, and `panic` may be no end
 	policy := b.conf.OnFailure
 	b.log(levelFatal, "fatal: "+err.Error()+" (on_failure "+policy.String()+")")
 	switch policy.Action {

@@ -70,6 +70,11 @@ type Machine struct {
 	FatalGrace time.Duration
 	// Expect has the milestones without which a boot has failed.
 	Expect []Milestone
+	// Until ends the guest as soon as this milestone and those of Expect were
+	// reached: nothing else is expected of it then. For measurements; what a boot
+	// is to prove takes its done event. Not with BlockStats, which are those of a
+	// guest that ends by itself.
+	Until Milestone
 
 	// LogParent is the folder in which Run makes the folder of its logs;
 	// empty: the one for temporary files.
@@ -189,6 +194,9 @@ func (m *Machine) Args() ([]string, error) {
 	accel, err := m.accelArgs(a)
 	if err != nil {
 		return nil, err
+	}
+	if m.Until != "" && m.BlockStats {
+		return nil, fmt.Errorf("qemu: block statistics are those of a guest that ends by itself")
 	}
 	pmem, memmap, extraMiB, err := m.pmemArgs()
 	if err != nil {

@@ -236,6 +236,7 @@ type boot struct {
 	start    time.Time
 	deadline time.Time // when QEMU is killed
 	timedOut bool      // the deadline is still that of the machine's timeout
+	enough   bool      // what the boot was for was reached
 }
 
 // piece is a line of one of the two serial ports.
@@ -400,6 +401,10 @@ func (b *boot) take(p piece) {
 			b.machine.OnLine(l)
 		}
 	}
+	if !b.enough && b.machine.Until != "" && b.reached(b.machine.Until) && b.missing() == "" {
+		b.enough = true
+		b.endIn(p.at)
+	}
 	grace := b.machine.FatalGrace
 	if grace <= 0 {
 		grace = defaultFatalGrace
@@ -485,6 +490,8 @@ func (b *boot) verdict(ctx context.Context, exitErr error) *BootError {
 		return fail(ErrFatal, r.Fatal)
 	case r.Panic != "":
 		return fail(ErrPanic, r.Panic)
+	case b.enough && r.Done == nil:
+		return nil
 	case r.Done == nil && r.TimedOut:
 		return fail(ErrTimeout, fmt.Sprintf("no done event within %v, last line %q", b.machine.timeout(), lastLine(r.Console)))
 	case r.Done == nil && exitErr != nil && !r.Killed:
@@ -496,12 +503,26 @@ func (b *boot) verdict(ctx context.Context, exitErr error) *BootError {
 	case !r.Done.OK:
 		return fail(ErrNotOK, r.Done.Error)
 	}
-	for _, m := range b.machine.Expect {
-		if _, ok := r.Times[m]; !ok {
-			return fail(ErrMilestone, string(m))
-		}
+	if m := b.missing(); m != "" {
+		return fail(ErrMilestone, string(m))
 	}
 	return nil
+}
+
+func (b *boot) reached(m Milestone) bool {
+	_, ok := b.result.Times[m]
+	return ok
+}
+
+// missing gives the first expected milestone that was not reached, "" if all
+// were.
+func (b *boot) missing() Milestone {
+	for _, m := range b.machine.Expect {
+		if !b.reached(m) {
+			return m
+		}
+	}
+	return ""
 }
 
 func (m *Machine) timeout() time.Duration {

@@ -67,6 +67,12 @@ func TestRun(t *testing.T) {
 		{"exit", saysInit, nil, ErrExit, "Run /init", false},
 		{"timeout", saysInit + sleeps, func(m *Machine) { m.Timeout = 300 * time.Millisecond }, ErrTimeout, "Run /init", true},
 		{"timeout of a wrapper", saysInit + forks, func(m *Machine) { m.Timeout = 300 * time.Millisecond }, ErrTimeout, "300ms", true},
+		{"until", saysInit + sleeps, func(m *Machine) { m.Until = KernelToInit }, nil, "", true},
+		{"until, with more expected", saysInit + sleeps, func(m *Machine) {
+			m.Until, m.Expect, m.Timeout = KernelToInit, []Milestone{HandedOver}, 300*time.Millisecond
+		}, ErrTimeout, "Run /init", true},
+		{"until, but a panic before", panics + saysInit + sleeps, func(m *Machine) { m.Until = KernelToInit }, ErrPanic, "VFS", true},
+		{"until never reached", saysInit, func(m *Machine) { m.Until = MultiUser }, ErrExit, "Run /init", false},
 		{"qemu's own error", "echo 'qemu: no such machine' >&2; exit 1", nil, ErrStart, "qemu: no such machine", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {

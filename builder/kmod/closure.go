@@ -122,6 +122,34 @@ func (x *Index) resolve(name string) ([]wanted, error) {
 	return accelerated[:1], nil
 }
 
+// Accelerator returns the module with a faster version of an algorithm, and the
+// CPU features of which any will do for it, as in CPUFeature and separated by
+// commas. It is empty where the kernel has no such module, or only one for
+// which nothing says what it needs.
+func (x *Index) Accelerator(algorithm string) (module, features string) {
+	modules, _ := x.Match(algorithm)
+	for _, m := range modules {
+		var list []string
+		for _, pattern := range x.cpuAliases(m) {
+			if f := oneFeature.FindStringSubmatch(pattern); f != nil {
+				list = append(list, f[1])
+			}
+		}
+		if features, ok := unsaidFeatures[m]; ok && len(list) == 0 {
+			list = append(list, features)
+		}
+		if len(list) > 0 {
+			slices.Sort(list)
+			return m, strings.Join(slices.Compact(list), ",")
+		}
+	}
+	return "", ""
+}
+
+// unsaidFeatures are the CPU features of modules that older kernels have without
+// an alias: X86_FEATURE_SSSE3, the least that these look for.
+var unsaidFeatures = map[string]string{"sha1_ssse3": "0089", "sha256_ssse3": "0089", "sha512_ssse3": "0089"}
+
 // cpuAliases returns the patterns for CPUs on which the module is useful.
 func (x *Index) cpuAliases(module string) []string {
 	var list []string

@@ -1,9 +1,9 @@
 package kmod
 
 import (
+	"bufio"
 	"bytes"
 	"debug/elf"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -53,15 +53,32 @@ func unpack(ext string, packed []byte) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("unknown compression %q", ext)
 	}
-	r, err := compress.NewReader(format, bytes.NewReader(packed))
+	var data bytes.Buffer
+	_, err := Unpack(&data, bufio.NewReader(bytes.NewReader(packed)), format)
+	return data.Bytes(), err
+}
+
+// Unpack writes the module that in holds, packed in this format, and gives the
+// size that it has unpacked. Bytes behind the packed data are an error: what
+// loads modules may take them for more of it, or not.
+func Unpack(out io.Writer, in *bufio.Reader, format compress.Format) (sizeBytes int64, err error) {
+	r, err := compress.NewReader(format, in)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	data, err := io.ReadAll(io.LimitReader(r, maxModuleBytes+1))
-	if err == nil && len(data) > maxModuleBytes {
-		err = fmt.Errorf("more than %d bytes", maxModuleBytes)
+	sizeBytes, err = io.Copy(out, io.LimitReader(r, maxModuleBytes+1))
+	if err = errors.Join(err, r.Close()); err != nil {
+		return 0, err
 	}
-	return data, errors.Join(err, r.Close())
+	if sizeBytes > maxModuleBytes {
+		return 0, fmt.Errorf("module has more than %d bytes", maxModuleBytes)
+	}
+	if _, err := in.ReadByte(); err == nil {
+		return 0, fmt.Errorf("bytes behind the end of the %s data", format)
+	} else if !errors.Is(err, io.EOF) {
+		return 0, err
+	}
+	return sizeBytes, nil
 }
 
 // Firmware returns the firmware files that a module's .modinfo section names,
@@ -88,32 +105,4 @@ func Firmware(module []byte) ([]string, error) {
 	}
 	slices.Sort(list)
 	return slices.Compact(list), nil
-}
-
-const signatureMagic = "~Module signature appended~\n"
-
-// StripSignature cuts off the signature that is appended to a module; a module
-// without one is returned as it is. The kernel is tainted by a module without
-// a valid signature, and refuses it under lockdown.
-//
-// Behind the module lie the signer's name, the key's identifier and the
-// signature, then struct module_signature with their lengths, then the magic
-// (include/linux/module_signature.h).
-func StripSignature(module []byte) ([]byte, error) {
-	rest, ok := bytes.CutSuffix(module, []byte(signatureMagic))
-	if !ok {
-		return module, nil
-	}
-	const trailerBytes = 12
-	if len(rest) < trailerBytes {
-		return nil, fmt.Errorf("strip module signature: %w", io.ErrUnexpectedEOF)
-	}
-	rest, trailer := rest[:len(rest)-trailerBytes], rest[len(rest)-trailerBytes:]
-	// The bytes of the trailer: algo, hash, id_type, signer_len, key_id_len,
-	// three of padding, sig_len as a big-endian word.
-	cut := int64(trailer[3]) + int64(trailer[4]) + int64(binary.BigEndian.Uint32(trailer[8:]))
-	if cut >= int64(len(rest)) {
-		return nil, errors.New("strip module signature: it claims to be longer than the module")
-	}
-	return rest[:int64(len(rest))-cut], nil
 }

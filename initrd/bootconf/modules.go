@@ -8,7 +8,7 @@ import (
 
 // Module is one line of the module list in the mini-initramfs:
 //
-//	LEVEL USES PATH [cpu=[!]HHHH] [for=DRIVER,...] [OPTION...]
+//	LEVEL USES PATH [cpu=[!]HHHH,...] [for=DRIVER,...] [optional] [OPTION...]
 //
 // for example `2 pmem,pmem-dax /lib/modules/nd_pmem.ko`. Modules of one level
 // do not depend on each other and may be loaded at the same time; all modules
@@ -22,16 +22,22 @@ type Module struct {
 	Path string
 	// CPUFeature is the number of the CPU feature, four hexadecimal digits as
 	// in /sys/devices/system/cpu/modalias, without which (with which, if
-	// CPUWithout) the module is not to be loaded. Empty: no condition.
+	// CPUWithout) the module is not to be loaded. Of several, separated by commas,
+	// any will do. Empty: no condition.
 	CPUFeature string
 	CPUWithout bool
 	// Drivers are the names of the drivers for whose sake the module is there:
 	// itself, or those that depend on it. It is loaded once the machine shows a
 	// device of one of them; see Alias. Empty: it is loaded always.
 	Drivers []string
+	// Optional says that a boot goes on without the module if the kernel refuses
+	// it.
+	Optional bool
 	// Options are the module's parameters, for finit_module.
 	Options string
 }
+
+const optional = "optional"
 
 // NeededBy reports whether the module serves b.
 func (m *Module) NeededBy(b Backend) bool {
@@ -71,6 +77,9 @@ func (m *Module) String() string {
 	}
 	if len(m.Drivers) > 0 {
 		s += " for=" + strings.Join(m.Drivers, ",")
+	}
+	if m.Optional {
+		s += " " + optional
 	}
 	if m.Options != "" {
 		s += " " + m.Options
@@ -118,13 +127,18 @@ func parseModule(line string) (Module, error) {
 	if cond, ok := strings.CutPrefix(rest, "cpu="); ok {
 		cond, rest, _ = strings.Cut(cond, " ")
 		m.CPUFeature, m.CPUWithout = strings.CutPrefix(cond, "!")
-		if _, err := strconv.ParseUint(m.CPUFeature, 16, 16); err != nil || len(m.CPUFeature) != 4 {
-			return m, errors.New("module " + path + ": bad CPU feature " + strconv.Quote(cond))
+		for feature := range strings.SplitSeq(m.CPUFeature, ",") {
+			if _, err := strconv.ParseUint(feature, 16, 16); err != nil || len(feature) != 4 {
+				return m, errors.New("module " + path + ": bad CPU feature " + strconv.Quote(cond))
+			}
 		}
 	}
 	if drivers, ok := strings.CutPrefix(rest, "for="); ok {
 		drivers, rest, _ = strings.Cut(drivers, " ")
 		m.Drivers = strings.Split(drivers, ",")
+	}
+	if word, after, _ := strings.Cut(rest, " "); word == optional {
+		m.Optional, rest = true, after
 	}
 	m.Options = rest
 	return m, nil

@@ -16,6 +16,9 @@ var moduleLines = []struct {
 	{"1 loop /m/loop.ko max_loop=0 max_part=8", Module{Level: 1, Uses: []Backend{Loop}, Path: "/m/loop.ko", Options: "max_loop=0 max_part=8"}},
 	{"0 - /m/a.ko cpu=0094", Module{Path: "/m/a.ko", CPUFeature: "0094"}},
 	{"0 - /m/a.ko cpu=!0094 x=1", Module{Path: "/m/a.ko", CPUFeature: "0094", CPUWithout: true, Options: "x=1"}},
+	{"0 - /m/a.ko cpu=0089,009C", Module{Path: "/m/a.ko", CPUFeature: "0089,009C"}},
+	{"0 - /m/a.ko cpu=0089 for=b optional x=1", Module{Path: "/m/a.ko", CPUFeature: "0089", Drivers: []string{"b"}, Optional: true, Options: "x=1"}},
+	{"0 - /m/a.ko optional", Module{Path: "/m/a.ko", Optional: true}},
 	{`10 ram /m/a.ko x="a b"`, Module{Level: 10, Uses: []Backend{RAM}, Path: "/m/a.ko", Options: `x="a b"`}},
 }
 
@@ -42,7 +45,7 @@ func TestParseModulesErrors(t *testing.T) {
 	for _, line := range []string{
 		"x", "0", "0 -", "0 - ", "0 - m.ko", "-1 - /m.ko", "a - /m.ko", " 0 - /m.ko",
 		"0 disk /m.ko", "0 block, /m.ko", "0  /m.ko", "0 auto /m.ko",
-		"0 - /m.ko cpu=", "0 - /m.ko cpu=!", "0 - /m.ko cpu=94", "0 - /m.ko cpu=00g4", "0 - /m.ko cpu=00094",
+		"0 - /m.ko cpu=", "0 - /m.ko cpu=!", "0 - /m.ko cpu=94", "0 - /m.ko cpu=00g4", "0 - /m.ko cpu=00094", "0 - /m.ko cpu=0094,", "0 - /m.ko cpu=0094,94",
 	} {
 		got, err := ParseModules("0 - /good.ko\n" + line + "\n")
 		if err == nil {

@@ -70,6 +70,16 @@ settle() {
 	done
 }
 
+# Waits, not for long, until the memory that the image was in is back, or it is
+# clear that it stays reserved.
+await_return() {
+	tries=60
+	while [ "$tries" -gt 0 ] && [ -e "$root/run/initoverlayfs/return-memory" ]; do
+		sleep 1
+		tries=$((tries - 1))
+	done
+}
+
 uptime_s() {
 	read -r seconds _ <"$root/proc/uptime"
 	printf '%s' "$seconds"
@@ -151,6 +161,7 @@ record() {
 }
 
 done_event() {
+	await_return
 	shorten_percpu_lists
 	settle
 	sleep 1

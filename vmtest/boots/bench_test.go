@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"initoverlayfs/bench/floor"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/compress"
 	"initoverlayfs/initrd/cpio"
@@ -45,7 +46,7 @@ func BenchmarkStorageInit(b *testing.B) {
 			}
 		}
 		names = record.Modules
-		least += floor(b, build) * perSecond
+		least += emptyBoot(b, build) * perSecond
 		runs++
 	}
 	b.ReportMetric(total/runs, "Minstr")
@@ -57,9 +58,61 @@ func BenchmarkStorageInit(b *testing.B) {
 	b.Logf("%d bytes, modules %v", build.Mini.Size, names)
 }
 
-// floor boots an init that does nothing but exit, and gives the time at which
+// BenchmarkFloor counts the same for storage-init and for a C program that makes
+// only the system calls that cannot be avoided, with the modules that storage-init
+// has loaded: package floor. It fails where storage-init needs more than 1.05
+// times as much. The second CPU has instructions for SHA-256.
+//
+//	INITOVERLAYFS_VM=1 go test ./vmtest/boots -run '^$' -bench Floor
+func BenchmarkFloor(b *testing.B) {
+	for _, cpu := range []string{"qemu64", "max"} {
+		b.Run(cpu, func(b *testing.B) { benchmarkFloor(b, cpu) })
+	}
+}
+
+func benchmarkFloor(b *testing.B, cpu string) {
+	build := spec{config: "backend pmem\n", compress: compress.Zstd}.build(b)
+	const perSecond, most = 1000, 1.05
+	var ours, least, runs float64
+	for b.Loop() {
+		m := build.machine(b)
+		m.CPU, m.ICount = cpu, true
+		m.Pmem = append(m.Pmem, pmem(build.image))
+		r := build.boot(b, m, bootconf.Pmem)
+		ours += (r.Times[vmtest.HandedOver] - r.Times[vmtest.KernelToInit]) * perSecond
+		record := build.checkRecord(b, r, bootconf.Pmem)
+
+		path := filepath.Join(b.TempDir(), "floor.img")
+		err := floor.Build(b.Context(), path, floor.Options{Mini: build.mini, Modules: record.Modules, Backend: bootconf.Pmem})
+		if errors.Is(err, floor.ErrNoCompiler) && os.Getenv("CI") != "true" {
+			b.Skip(err)
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+		m.Initrd, m.Append = path, []string{"vmtest.check=exists:" + marker}
+		m.Expect = []vmtest.Milestone{vmtest.KernelToInit, vmtest.HandedOver, vmtest.InitfsInit}
+		if r, err = run(b, m); err != nil {
+			b.Fatalf("%v\n%s", err, r.Console)
+		}
+		if here := checked[bool](b, r, "exists"); !here {
+			b.Errorf("the floor's tree has no %s: it is another image's", marker)
+		}
+		least += (r.Times[vmtest.HandedOver] - r.Times[vmtest.KernelToInit]) * perSecond
+		runs++
+	}
+	b.ReportMetric(ours/runs, "storage-init-Minstr")
+	b.ReportMetric(least/runs, "floor-Minstr")
+	b.ReportMetric(ours/least, "ratio")
+	b.ReportMetric(0, "ns/op")
+	if ours > most*least {
+		b.Errorf("storage-init needs %.3f times the floor; the most is %.2f", ours/least, most)
+	}
+}
+
+// emptyBoot boots an init that does nothing but exit, and gives the time at which
 // the kernel starts it, in seconds.
-func floor(tb testing.TB, b *build) float64 {
+func emptyBoot(tb testing.TB, b *build) float64 {
 	tb.Helper()
 	program := []byte{
 		0xb8, 60, 0, 0, 0, // mov $60,%eax (exit)
