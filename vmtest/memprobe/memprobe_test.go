@@ -333,10 +333,11 @@ func TestAddTo(t *testing.T) {
 					t.Errorf("%s has mode %o, had %o", h.Name, got[h.Name], h.Mode)
 				}
 			}
-			if want := append(test.added, "memory-probe"); len(got) != before+len(want) {
-				t.Errorf("the tree has %v, want %q added to %v", slices.Sorted(maps.Keys(got)), want, test.tree)
+			added := slices.Concat(test.added, []string{"memory-probe"})
+			if len(got) != before+len(added) {
+				t.Errorf("the tree has %v, want %q added to %v", slices.Sorted(maps.Keys(got)), added, test.tree)
 			}
-			for _, path := range test.added {
+			for _, path := range added {
 				if _, ok := got[path]; !ok {
 					t.Errorf("%s is not in the tree", path)
 				}

@@ -19,12 +19,10 @@ var inits = []string{"/init", "/sbin/init"}
 func main() {
 	if os.Getpid() != 1 {
 		if len(os.Args) != 2 {
-			os.Stderr.WriteString("memory-probe: one argument is needed, the name of the moment\n")
-			os.Exit(2)
+			fail(2, "one argument is needed, the name of the moment")
 		}
 		if err := report(os.Args[1]); err != nil {
-			os.Stderr.WriteString("memory-probe: " + err.Error() + "\n")
-			os.Exit(1)
+			fail(1, err.Error())
 		}
 		return
 	}
@@ -35,6 +33,12 @@ func main() {
 	}
 	say("memory-probe: no init: " + err.Error() + "\n")
 	os.Exit(1)
+}
+
+// fail ends the program that a tree has called.
+func fail(status int, why string) {
+	_, _ = os.Stderr.WriteString("memory-probe: " + why + "\n") // there is nobody else to tell
+	os.Exit(status)
 }
 
 // say writes to the kernel log.
