@@ -88,7 +88,7 @@ bench: build ## boots, plain and ours side by side; the report in out/bench (hal
 	$(FIXTURES) tools $(BENCH_FIXTURES)
 	$(BENCH_RUN) --output $(BENCH_OUT) --rounds 3 --budget 26m \
 		--set instructions,bloat-instructions,standard,storage,bloat \
-		--scenario plain-zstd,plain-lz4,erofs-initramfs,block,loop,pmem,pmem-dax,embedded,ram $(BENCH_FLAGS)
+		--scenario nothing,plain-zstd,plain-lz4,erofs-initramfs,block,loop,pmem,pmem-dax,embedded,ram $(BENCH_FLAGS)
 
 .PHONY: bench-confirm
 bench-confirm: build ## the same until the intervals are narrow, and every sweep (hours; goes on where it was)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"initoverlayfs/vmtest"
 )
@@ -47,11 +48,14 @@ func (r *runner) keepLog(dir string, j job) (string, error) {
 	return filepath.Join("logs", name), nil
 }
 
+// fileCharacters are those that need no thought in a path.
+const fileCharacters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.-"
+
 // fileName makes a name of a scenario's.
 func fileName(s string) string {
 	b := []byte(s)
 	for i, c := range b {
-		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '-') {
+		if !strings.ContainsRune(fileCharacters, rune(c)) {
 			b[i] = '_'
 		}
 	}
@@ -124,9 +128,6 @@ func (s *Scenario) check(res *vmtest.Result) error {
 	}
 	return nil
 }
-
-// end is how Boot.Disks calls the end of the boot.
-const end = "end"
 
 func diskReads(stats map[string]map[string]vmtest.BlockStats) map[string]map[string]DiskReads {
 	if len(stats) == 0 {

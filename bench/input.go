@@ -18,6 +18,7 @@ import (
 	"initoverlayfs/builder"
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/compress"
+	"initoverlayfs/initrd/cpio"
 	"initoverlayfs/vmtest"
 )
 
@@ -140,6 +141,20 @@ func (in *inputs) build(ctx context.Context, backend bootconf.Backend, v variant
 			}
 		}
 		return in.o.Tool.Run(ctx, args...)
+	})
+}
+
+// nothing gives an initramfs whose init is none: the kernel says that it starts
+// it, and the boot is over.
+func (in *inputs) nothing() (string, error) {
+	return in.make("initramfs-nothing.img", func(path string) error {
+		f, err := os.Create(path)
+		if err != nil {
+			return err
+		}
+		w := cpio.NewWriter(f)
+		init := File{Path: "init", Mode: cpio.TypeRegular | 0o755}
+		return errors.Join(writeFiles(w, []File{init}), w.Close(), f.Close())
 	})
 }
 

@@ -216,7 +216,7 @@ func (p *planner) firmwareDisk(ctx context.Context, s series, sc *Scenario, v va
 }
 
 func (p *planner) standard(ctx context.Context) error {
-	for _, s := range p.series {
+	for _, s := range p.some(func(s series) bool { return s.kind != Nothing }) {
 		if err := p.add(ctx, s, variation{}); err != nil {
 			return err
 		}
@@ -227,7 +227,11 @@ func (p *planner) standard(ctx context.Context) error {
 func (p *planner) instructions(ctx context.Context) error {
 	for _, s := range p.series {
 		// Two agree to three digits; more tell nothing.
-		if err := p.add(ctx, s, variation{clock: Instructions, rounds: min(2, p.o.Rounds)}); err != nil {
+		v := variation{clock: Instructions, rounds: min(2, p.o.Rounds)}
+		if s.kind == Nothing {
+			v.until = vmtest.KernelToInit
+		}
+		if err := p.add(ctx, s, v); err != nil {
 			return err
 		}
 	}

@@ -111,6 +111,9 @@ const (
 	ErofsInitramfs Kind = "erofs-initramfs" // an EROFS image inside an uncompressed initramfs
 	Given          Kind = "given"           // kernel, initramfs and disk that the user named
 	Ours           Kind = "ours"
+	// Nothing is an initramfs without anything: what the kernel itself takes to
+	// its first program.
+	Nothing Kind = "nothing"
 )
 
 // Boot is one boot of a scenario.

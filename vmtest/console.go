@@ -20,7 +20,7 @@ const (
 	// KernelStart is the first line of the kernel. On the guest's clock that is
 	// about zero; on the host's clock it tells what firmware and boot loader took.
 	KernelStart  Milestone = "kernel_start_s"
-	KernelToInit Milestone = "kernel_to_init_s" // the kernel starts /init
+	KernelToInit Milestone = "kernel_to_init_s" // the kernel starts /init, or what rdinit= names
 	HandedOver   Milestone = "handover_s"       // storage-init executes the full tree's init
 	// InitfsInit is the first line that the full tree's init writes to the
 	// kernel log or to the console.
@@ -63,6 +63,8 @@ var (
 	// consoles that do not show who wrote a line.
 	program = regexp.MustCompile(`^(?:[A-Za-z][\w.@-]*\[\d+\]|dracut[\w-]*|systemd[\w-]*|storage-init): `)
 
+	// Another path is that of rdinit=.
+	runInit = regexp.MustCompile(`^Run /\S+ as init process`)
 	// systemd says so itself where its messages go to the kernel log. Where they
 	// go to the journal, the journal's last line in the kernel log tells it: all
 	// that runs is ended by systemd at the switch.
@@ -71,7 +73,6 @@ var (
 )
 
 const (
-	runInit      = "Run /init as init process"
 	panicText    = "Kernel panic - not syncing"
 	fatalPrefix  = bootconf.LogPrefix + "fatal"
 	handoverText = bootconf.LogPrefix + "handover "
@@ -147,7 +148,7 @@ func (c *console) line(l Line) {
 	}
 	text := l.Text
 	switch {
-	case !l.Program && strings.HasPrefix(text, runInit):
+	case !l.Program && runInit.MatchString(text):
 		c.reached(KernelToInit, l)
 	case strings.HasPrefix(text, handoverText) && c.handover == nil:
 		c.handover = parseHandover(text)

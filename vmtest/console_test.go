@@ -74,7 +74,8 @@ const (
 30.0 <6>[   20.000000] x`
 
 	miniSystemd = `
-6.0 <6>[    1.700000] Run /init as init process
+6.0 <6>[    1.700000] Run /memory-probe as init process
+6.1 <14>[    1.700001] x: Run /init as init process
 6.5 <30>[    2.200000] systemd[1]: systemd 252.39-1~deb12u1 running in system mode
 8.0 <14>[    3.000000] storage-init: handover backend=block image=U verified=none us=100
 8.2 <29>[    3.100000] systemd[1]: Switching root.

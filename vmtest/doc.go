@@ -11,7 +11,9 @@
 // are not in, and one on the host's, in which they are. What the guest has read
 // from its drives until then is asked of QEMU, over its machine protocol, so
 // that what firmware and boot loader read is counted, too, and the guest does
-// nothing for it. Drives can be made as slow as a class of storage.
+// nothing for it. Drives can be made as slow as a class of storage. How much
+// memory there is at milestones is told by a program in the tree, which package
+// memprobe adds.
 //
 // The package knows guests, not initramfs builders: it imports the boot
 // contract and the standard library.

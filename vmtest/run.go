@@ -51,7 +51,10 @@ type Result struct {
 
 	Handover *Handover // nil: no handover line
 	Done     *Done     // nil: no done event
-	Events   []Event   // the first 32 MiB of them, the done event included
+	// Memory has what a probe in the tree, package memprobe, has sent, in its
+	// order.
+	Memory []MemorySample
+	Events []Event // the first 32 MiB of them, the done event included
 
 	Panic    string  // first line of a kernel panic
 	Fatal    string  // fatal line of storage-init
@@ -458,6 +461,11 @@ func (b *boot) event(p piece) {
 		}
 		b.result.Done = done
 		b.endIn(p.at + doneGrace)
+	case EventMemory:
+		var sample MemorySample
+		if json.Unmarshal(line, &sample) == nil && len(b.result.Memory) < maxMemory {
+			b.result.Memory = append(b.result.Memory, sample)
+		}
 	case EventMultiUser:
 		b.console.multiUserAt(head.UptimeS, p.at)
 	}

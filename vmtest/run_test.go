@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // fakeQEMU writes a shell script that stands for QEMU: it writes the console
@@ -126,9 +128,11 @@ func TestRunResult(t *testing.T) {
 		echo noise >&4
 		echo '{"event":"multi-user","uptime_s":2.25}' >&4
 		echo '{"event":"other","x":1}' >&4
+		echo '{"event":"memory","at":"init","available_kb":9,"cached_kb":3,"shmem_kb":2,"total_kb":20,"percpu_kb":1}' >&4
+		echo '{"event":"memory","at":7}' >&4
 		sleep 0.2
 		echo '<6>[    3.000000] x' >&3
-		printf '{"event":"done","ok":true,"mem_available_kb":5,"checks":{"a":[1]},"record":{"backend":"block","phases":[{"name":"p","start_us":1,"end_us":2}]}}' >&4`)
+		printf '{"event":"done","ok":true,"mem_available_kb":5,"mem_usable_kb":7,"mem_total_kb":20,"cached_kb":4,"shmem_kb":1,"checks":{"a":[1]},"record":{"backend":"block","phases":[{"name":"p","start_us":1,"end_us":2}]}}' >&4`)
 	m.Keep = true
 	var lines, events int
 	m.OnLine = func(Line) { lines++ }
@@ -159,8 +163,15 @@ func TestRunResult(t *testing.T) {
 	if r.Handover == nil || r.Handover.US != 1200000 || r.LastS != 3 {
 		t.Errorf("handover %+v, last stamp %v; want 1200000 us, 3", r.Handover, r.LastS)
 	}
-	if lines != 5 || events != 3 || len(r.Events) != 3 {
-		t.Errorf("%d lines, %d and %d events, want 5, 3 and 3", lines, events, len(r.Events))
+	if lines != 5 || events != 5 || len(r.Events) != 5 {
+		t.Errorf("%d lines, %d and %d events, want 5, 5 and 5", lines, events, len(r.Events))
+	}
+	wantMemory := []MemorySample{
+		{At: AtInit, AvailableKB: 9, CachedKB: 3, ShmemKB: 2, TotalKB: 20, PerCPUKB: 1},
+		{At: AtMultiUser, AvailableKB: 5, CachedKB: 4, ShmemKB: 1, TotalKB: 20, PerCPUKB: 2},
+	}
+	if diff := cmp.Diff(wantMemory, append(r.Memory, r.Done.Memory())); diff != "" {
+		t.Errorf("memory (-want +got):\n%s", diff)
 	}
 	record, err := r.Done.BootRecord()
 	if err != nil || record.Backend != "block" || record.Phases[0].EndUS != 2 {

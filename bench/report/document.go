@@ -130,7 +130,11 @@ func (m *maker) facts() {
 	} else {
 		add("Accelerator", "KVM: the guest runs on the processor itself")
 	}
-	add("QEMU", "%s", h.QEMU)
+	if h.GuestCPU == "" {
+		add("QEMU", "%s", h.QEMU)
+	} else {
+		add("QEMU", "%s, guest CPU %s", h.QEMU, h.GuestCPU)
+	}
 	add("Run", "%s to %s, initoverlayfs %s", m.Started, m.Updated, m.Tool)
 	if !m.Complete {
 		why := ""

@@ -31,7 +31,7 @@ var (
 func small() *bench.Results {
 	r := &bench.Results{
 		Format: bench.Format, Started: "2026-03-01T20:00:00Z", Updated: "2026-03-01T21:00:00Z", Tool: "0.1.0", Why: "interrupted",
-		Host: bench.Host{CPU: "Example CPU", Cores: 2, Kernel: "6.1.0", Memory: 8 << 20, QEMU: "10.0.2", Accel: "tcg"},
+		Host: bench.Host{CPU: "Example CPU", Cores: 2, Kernel: "6.1.0", Memory: 8 << 20, QEMU: "10.0.2", Accel: "tcg", GuestCPU: "qemu64"},
 	}
 	add := func(s bench.Scenario, boots ...[]float64) { // each Run /init, first message, multi-user
 		s.Kernel, s.CPUs, s.MemoryMiB, s.Storage = "6.1.0-25", 2, 1024, "emmc"
@@ -198,6 +198,7 @@ func TestHeadline(t *testing.T) {
 		"- **Smallest memory that boots**: plain lz4 240 MiB.",
 		"- loop: 1 of 8 boots failed",
 		"- **Accelerator**: none: TCG emulates",
+		"- **QEMU**: 10.0.2, guest CPU qemu64",
 		"- **Incomplete**: the run ended before it had made all boots: interrupted",
 	} {
 		if !strings.Contains(headline, want) {

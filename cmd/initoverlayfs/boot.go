@@ -410,7 +410,9 @@ func (f *bootFlags) attachPmem(m *vmtest.Machine, image string) error {
 // then passed.
 func (f *bootFlags) attachBootDisk(ctx context.Context, m *vmtest.Machine, backend bootconf.Backend, config bootconf.Config, image string) (cleanup func(), err error) {
 	part := disk.Partition{Label: "initoverlayfs"}
+	name := "image"
 	if backend.OnBootfs() {
+		name = "boot"
 		part.FS = firstOf(f.bootfsType, config.BootfsType, "ext4")
 		part.Files = map[string]string{config.FS: image}
 	} else {
@@ -441,7 +443,7 @@ func (f *bootFlags) attachBootDisk(ctx context.Context, m *vmtest.Machine, backe
 	if err != nil {
 		return cleanup, err
 	}
-	m.Drives = append(m.Drives, vmtest.Drive{Name: "boot", Path: path, Snapshot: true})
+	m.Drives = append(m.Drives, vmtest.Drive{Name: name, Path: path, Snapshot: true})
 	if config.Bootfs.IsZero() {
 		m.Append = append(m.Append, bootconf.CmdlinePrefix+"bootfs=PARTUUID="+parts[0].GUID)
 	}

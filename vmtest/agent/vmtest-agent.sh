@@ -176,6 +176,7 @@ done_event() {
 	printf '{"event":"done","ok":true'
 	printf ',"uptime_s":%s' "$reached"
 	printf ',"mem_available_kb":%s' "$(median "$first" "$second" "$third")"
+	printf ',"cached_kb":%s,"shmem_kb":%s' "$(meminfo Cached)" "$(meminfo Shmem)"
 	printf ',"mem_samples_kb":[%s,%s,%s]' "$first" "$second" "$third"
 	printf ',"mem_percpu_kb":[%s,%s,%s]' "$first_percpu" "$second_percpu" "$third_percpu"
 	printf ',"mem_usable_kb":%s' "$(median $((first + first_percpu)) $((second + second_percpu)) $((third + third_percpu)))"

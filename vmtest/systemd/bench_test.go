@@ -62,7 +62,7 @@ func TestBench(t *testing.T) {
 		t.Errorf("its logs: %v", err)
 	}
 	block := r.Boots[1]
-	if end := block.Disks["boot"]["end"]; end.Bytes < 1<<20 || end.Bytes > r.Scenario("block").ImageBytes || end.Requests == 0 {
+	if end := block.Disks["image"]["end"]; end.Bytes < 1<<20 || end.Bytes > r.Scenario("block").ImageBytes || end.Requests == 0 {
 		t.Errorf("read from the image: %+v of %d bytes", end, r.Scenario("block").ImageBytes)
 	}
 	if len(block.Phases) == 0 || block.HostTimes[vmtest.MultiUser] < block.Times[vmtest.MultiUser] {
