@@ -87,14 +87,14 @@ BENCH_FIXTURES := kernel-6.1 dracut-6.1.img root-bookworm.ext4 root-bookworm.tar
 bench: build ## boots, plain and ours side by side; the report in out/bench (half an hour)
 	$(FIXTURES) tools $(BENCH_FIXTURES)
 	$(BENCH_RUN) --output $(BENCH_OUT) --rounds 3 --budget 26m \
-		--set instructions,bloat-instructions,standard,storage,bloat \
+		--set instructions,bloat-instructions,standard,storage,bloat,probe \
 		--scenario nothing,plain-zstd,plain-lz4,erofs-initramfs,block,loop,pmem,pmem-dax,embedded,ram $(BENCH_FLAGS)
 
 .PHONY: bench-confirm
 bench-confirm: build ## the same until the intervals are narrow, and every sweep (hours; goes on where it was)
 	$(FIXTURES) tools $(BENCH_FIXTURES)
 	$(BENCH_RUN) --output $(BENCH_OUT)-confirm --rounds 8 --until 0.015 --max-rounds 60 --memory-step 8 \
-		--set instructions,standard,storage,bloat,bloat-instructions,pcluster,compress,cpus,memory,least-memory $(BENCH_FLAGS)
+		--set instructions,standard,storage,bloat,bloat-instructions,pcluster,compress,cpus,memory,probe,least-memory $(BENCH_FLAGS)
 
 .PHONY: bench-go
 bench-go: build ## the Go benchmarks, and storage-init's instructions (BENCH=REGEXP)

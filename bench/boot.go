@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -79,6 +80,7 @@ func measured(j job, res *vmtest.Result, bootErr error) Boot {
 		b.MemAvailableKB, b.MemUsableKB, b.MemTotalKB = d.MemAvailableKB, d.MemUsableKB, d.MemTotalKB
 		b.Faults, b.MajorFaults = d.Faults, d.MajorFaults
 	}
+	b.Memory = memorySamples(res)
 	fail := func(err error) Boot {
 		b.OK, b.Error = false, err.Error()
 		return b
@@ -125,6 +127,8 @@ func (s *Scenario) check(res *vmtest.Result) error {
 		return fmt.Errorf("it booted through %s", res.Handover.Backend)
 	case s.Kind != Ours && res.Handover != nil:
 		return fmt.Errorf("storage-init booted it, through %s", res.Handover.Backend)
+	case s.Memory && len(memorySamples(res)) < 3:
+		return errors.New("the memory probe has not reported")
 	}
 	return nil
 }
@@ -141,4 +145,21 @@ func diskReads(stats map[string]map[string]vmtest.BlockStats) map[string]map[str
 		}
 	}
 	return disks
+}
+
+// memorySamples are those of the probe and, as the last, the agent's.
+func memorySamples(res *vmtest.Result) []MemorySample {
+	var samples []MemorySample
+	for _, e := range res.Events {
+		var s MemorySample
+		if e.Kind == vmtest.EventMemory && json.Unmarshal(e.JSON, &s) == nil {
+			samples = append(samples, s)
+		}
+	}
+	if d := res.Done; d != nil && len(samples) > 0 {
+		samples = append(samples, MemorySample{
+			At: "multi-user", AvailableKB: d.MemAvailableKB, CachedKB: d.CachedKB, ShmemKB: d.ShmemKB, TotalKB: d.MemTotalKB,
+		})
+	}
+	return samples
 }

@@ -20,6 +20,7 @@ import (
 	"initoverlayfs/initrd/compress"
 	"initoverlayfs/initrd/cpio"
 	"initoverlayfs/vmtest"
+	"initoverlayfs/vmtest/memprobe"
 )
 
 // Tool is the command line, by which inputs are made as its users make them.
@@ -70,6 +71,7 @@ func (in *inputs) make(name string, fn func(path string) error) (string, error) 
 type variant struct {
 	format compress.Format // empty: as it is
 	fill   Filling
+	probe  bool // it tells how much memory there is
 }
 
 func (v variant) unchanged() bool { return v == variant{} }
@@ -83,6 +85,9 @@ func (v variant) name() string {
 		}
 		name += fmt.Sprintf("-%s%d", kind, v.fill.Bytes>>20)
 	}
+	if v.probe {
+		name += "-probe"
+	}
 	return strings.TrimPrefix(name, "-")
 }
 
@@ -91,12 +96,34 @@ func (in *inputs) archive(v variant) (string, error) {
 	if v.unchanged() {
 		return in.o.Initramfs, nil
 	}
+	if v.probe {
+		return in.probed(v)
+	}
 	if v.format == "" {
 		v.format = compress.None
 	}
 	return in.make("initramfs-"+v.name()+".img", func(path string) error {
 		return repack(in.o.Initramfs, path, v.format, v.fill, nil)
 	})
+}
+
+// probed gives an initramfs with the memory probe behind it.
+func (in *inputs) probed(v variant) (string, error) {
+	base := v
+	base.probe = false
+	archive, err := in.archive(base)
+	if err != nil {
+		return "", err
+	}
+	path, err := in.make("memory-probe", func(path string) error { return memprobe.Build(context.Background(), "", path) })
+	if err != nil {
+		return "", err
+	}
+	program, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	return in.make("initramfs-"+v.name()+".img", func(path string) error { return memprobe.AddTo(path, archive, program) })
 }
 
 // build gives the folder of a build of a variant. Flags are those of the verb

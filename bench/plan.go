@@ -12,6 +12,7 @@ import (
 
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/vmtest"
+	"initoverlayfs/vmtest/memprobe"
 )
 
 // planned is a scenario with what it takes to boot it.
@@ -46,6 +47,7 @@ var sets = []set{
 	{"compress", "compressor of the mini-initramfs, in instructions", (*planner).compressor},
 	{"cpus", "number of CPUs", (*planner).cpus},
 	{"memory", "memory of the guest", (*planner).memory},
+	{"probe", "memory in use at each milestone", (*planner).probe},
 	{leastMemory, "the smallest memory that boots, by bisection", nil},
 }
 
@@ -129,7 +131,7 @@ func (p *planner) add(ctx context.Context, s series, v variation) error {
 		Name: s.name, Series: s.name, Kind: s.kind, Backend: string(s.backend), Set: st.set,
 		Clock: v.clock, CPUs: cmp.Or(v.cpus, p.o.CPUs), MemoryMiB: cmp.Or(v.memory, p.o.MemoryMiB),
 		Storage: cmp.Or(v.storage.Name, vmtest.Unthrottled.Name), Firmware: v.firmware,
-		Append: p.o.Append, Expect: s.expected(v.until),
+		Append: p.o.Append, Expect: s.expected(v.until), Memory: v.variant.probe,
 	}
 	if st.set != "standard" {
 		sc.Name += " (" + st.set + ")"
@@ -182,8 +184,12 @@ func (p *planner) arguments(ctx context.Context, s series, sc *Scenario, v varia
 		if !v.noRoot {
 			args = append(args, s.rootArguments(o)...)
 		}
-		if len(o.Append) > 0 {
-			args = append(args, "--append", strings.Join(o.Append, " "))
+		words := o.Append
+		if v.variant.probe {
+			words = append([]string{memprobe.InitWord(s.kind == Ours)}, words...)
+		}
+		if len(words) > 0 {
+			args = append(args, "--append", strings.Join(words, " "))
 		}
 	}
 	args = append(args, "--memory", strconv.Itoa(sc.MemoryMiB), "--cpus", strconv.Itoa(sc.CPUs),
@@ -366,6 +372,15 @@ func (p *planner) memory(ctx context.Context) error {
 			if err := p.add(ctx, s, v); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+func (p *planner) probe(ctx context.Context) error {
+	for _, s := range p.some(func(s series) bool { return contender(s) || s.kind == Ours }) {
+		if err := p.add(ctx, s, variation{variant: variant{probe: true}, rounds: 1}); err != nil {
+			return err
 		}
 	}
 	return nil

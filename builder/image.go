@@ -78,8 +78,9 @@ type fullTree struct {
 	*cpio.Tree
 	writer  ImageWriter
 	options ImageOptions
-	sha256  string   // of the archive
-	modules *os.File // without a name; nil: there are none to be stored otherwise
+	boot    bootOrder // what every boot reads
+	sha256  string    // of the archive
+	modules *os.File  // without a name; nil: there are none to be stored otherwise
 }
 
 // readTree reads a source once, from its beginning to its end.
@@ -131,7 +132,7 @@ func (t *fullTree) writeImage(ctx context.Context, f *os.File, epoch int64) (Ima
 	if err != nil {
 		return Image{}, err
 	}
-	if err := t.writer.Write(ctx, f.Name(), t.Tree, id); err != nil {
+	if err := t.writer.Write(ctx, f.Name(), t.Tree, t.boot, id); err != nil {
 		return Image{}, err
 	}
 	image, err := readImage(f)
@@ -198,6 +199,10 @@ func readImage(f *os.File) (Image, error) {
 // or epoch if that is later, so that no file's time has to be clamped to it.
 func (t *fullTree) imageIdentity(ctx context.Context, epoch int64) (erofs.Identity, error) {
 	id := erofs.Identity{Label: t.options.Label, BuildTime: t.newestTime(epoch)}
+	var err error
+	if t.boot, err = t.writer.BootFiles().order(t.Tree, t.writer); err != nil {
+		return id, err
+	}
 	if t.options.UUID != nil {
 		id.UUID = *t.options.UUID
 		return id, nil
@@ -229,6 +234,7 @@ func (t *fullTree) imageIdentity(ctx context.Context, epoch int64) (erofs.Identi
 		fmt.Fprintln(h, formatXattrs(n.Xattrs))
 		return nil
 	})
+	_, _ = io.WriteString(h, t.boot.identity(first))
 	fmt.Fprintf(h, "%d\n", id.BuildTime)
 	copy(id.UUID[:], h.Sum(nil))
 	id.UUID[6] = id.UUID[6]&0x0f | 0x80 // version 8, vendor-specific; RFC 9562
