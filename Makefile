@@ -44,7 +44,7 @@ export CGO_ENABLED := 0
 
 .PHONY: help
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
 .PHONY: build
 build: ## bin/initoverlayfs, bin/storage-init and the guest's test programs
@@ -74,8 +74,30 @@ vmtest: build ## the tests with every boot of every distribution
 	$(FIXTURES) tools $(TEST_FIXTURES) $(SID_FIXTURES) $(MORE_FIXTURES)
 	$(FIND_EROFS_UTILS); INITOVERLAYFS_VM=full $(GO) test -count=1 -timeout 180m $(GOTESTFLAGS) ./...
 
+# A run of the boot benchmark on Debian 12, and where it and its report go.
+BENCH_OUT ?= out/bench
+BENCH_FLAGS ?=
+BENCH_RUN = kernel=$$($(FIXTURES) path kernel-6.1); $(BIN)/initoverlayfs bench --kver "$$(cat "$$kernel/kver")" \
+	--kernel "$$kernel/vmlinuz" --modules-dir "$$(readlink -f "$$kernel/modules")" \
+	--initramfs "$$($(FIXTURES) path dracut-6.1.img)" --rootdisk "$$($(FIXTURES) path root-bookworm.ext4)" \
+	--root "$$($(FIXTURES) path root-bookworm.tar)"
+BENCH_FIXTURES := kernel-6.1 dracut-6.1.img root-bookworm.ext4 root-bookworm.tar
+
 .PHONY: bench
-bench: ## the Go benchmarks, and storage-init's instructions (BENCH=REGEXP)
+bench: build ## boots, plain and ours side by side; the report in out/bench (half an hour)
+	$(FIXTURES) tools $(BENCH_FIXTURES)
+	$(BENCH_RUN) --output $(BENCH_OUT) --rounds 3 --budget 26m \
+		--set instructions,bloat-instructions,standard,storage,bloat,probe \
+		--scenario nothing,plain-zstd,plain-lz4,erofs-initramfs,block,loop,pmem,pmem-dax,embedded,ram $(BENCH_FLAGS)
+
+.PHONY: bench-confirm
+bench-confirm: build ## the same until the intervals are narrow, and every sweep (hours; goes on where it was)
+	$(FIXTURES) tools $(BENCH_FIXTURES)
+	$(BENCH_RUN) --output $(BENCH_OUT)-confirm --rounds 8 --until 0.015 --max-rounds 60 --memory-step 8 \
+		--set instructions,standard,storage,bloat,bloat-instructions,pcluster,compress,cpus,memory,probe,least-memory $(BENCH_FLAGS)
+
+.PHONY: bench-go
+bench-go: build ## the Go benchmarks, and storage-init's instructions (BENCH=REGEXP)
 	$(FIXTURES) tools kernel-6.1
 	INITOVERLAYFS_VM=1 $(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
 

@@ -36,6 +36,7 @@ type rule struct {
 var floorPlan = []rule{
 	{folder: "cmd/initoverlayfs", inside: []string{"bench", "bootentry", "builder", "disk", "dracut", "initrd", "install", "vmtest"}, outside: []string{anything}},
 	{folder: "cmd/storage-init", inside: []string{"storageinit"}},
+	{folder: "vmtest/memprobe", inside: []string{"initrd/cpio", "vmtest"}, outside: []string{"golang.org/x/sys/unix"}},
 	{folder: "vmtest/vmlinux", inside: []string{"initrd/compress"}}, // unpacks kernels
 	{folder: "bench", inside: []string{"builder", "disk", "initrd", "vmtest"}, outside: []string{anything}, never: []string{"storageinit"}},
 	{folder: "disk", inside: []string{"initrd"}, outside: []string{anything}, never: []string{"storageinit"}},
@@ -70,6 +71,7 @@ var storageInitDeps = []string{
 	"initoverlayfs/initrd/bootconf",
 	"initoverlayfs/storageinit",
 	"initoverlayfs/storageinit/probe",
+	"initoverlayfs/storageinit/region",
 	"initoverlayfs/storageinit/switchroot",
 	"io",
 	"iter",

@@ -24,15 +24,17 @@ const ResultsName = "results.json"
 
 // Results is one run.
 type Results struct {
-	Format    int        `json:"format"`
-	Host      Host       `json:"host"`
-	Started   string     `json:"started"` // RFC 3339, UTC
-	Updated   string     `json:"updated"` // of the last boot
-	Tool      string     `json:"tool"`    // version of this program
-	Complete  bool       `json:"complete"`
-	Why       string     `json:"why,omitempty"` // it ended before it was complete: interrupted, budget
-	Scenarios []Scenario `json:"scenarios"`
-	Boots     []Boot     `json:"boots"` // in the order in which they were made
+	Format  int    `json:"format"`
+	Host    Host   `json:"host"`
+	Started string `json:"started"` // RFC 3339, UTC
+	Updated string `json:"updated"` // of the last boot
+	Tool    string `json:"tool"`    // version of this program
+	// LeftOut has the scenarios that could not be made, with the reasons.
+	LeftOut   map[string]string `json:"left_out,omitempty"`
+	Complete  bool              `json:"complete"`
+	Why       string            `json:"why,omitempty"` // it ended before it was complete: interrupted, budget
+	Scenarios []Scenario        `json:"scenarios"`
+	Boots     []Boot            `json:"boots"` // in the order in which they were made
 	// Searches has the smallest memory with which each scenario boots.
 	Searches []MemorySearch `json:"searches,omitempty"`
 }
@@ -45,6 +47,8 @@ type Host struct {
 	Memory int64  `json:"memory_kb"`
 	QEMU   string `json:"qemu"`
 	Accel  string `json:"accel"` // kvm or tcg
+	// GuestCPU is QEMU's model of the guest's CPU; empty: vmtest's choice.
+	GuestCPU string `json:"guest_cpu,omitempty"`
 }
 
 // Clock is what a scenario's times are counted in.
@@ -107,6 +111,9 @@ const (
 	ErofsInitramfs Kind = "erofs-initramfs" // an EROFS image inside an uncompressed initramfs
 	Given          Kind = "given"           // kernel, initramfs and disk that the user named
 	Ours           Kind = "ours"
+	// Nothing is an initramfs without anything: what the kernel itself takes to
+	// its first program.
+	Nothing Kind = "nothing"
 )
 
 // Boot is one boot of a scenario.

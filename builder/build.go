@@ -53,8 +53,11 @@ type Options struct {
 	Modules              []string        // further modules
 	Storage              []string        // driver sets
 	HostOnly             bool            // the drivers of this machine's boot filesystem
-	StripModuleSignature bool
-	FirmwareDirs         []string // empty: those of the system that has the modules
+	StripModuleSignature bool            // of the mini-initramfs and of the full tree
+	// KeepCompressedModules leaves the compressed modules of the full tree as
+	// they are, with their signatures; else they are stored unpacked.
+	KeepCompressedModules bool
+	FirmwareDirs          []string // empty: those of the system that has the modules
 
 	// MiniBuilder, if set, makes the mini-initramfs, with everything that belongs
 	// in it: what is said above of modules, drivers and compression is then its
@@ -143,6 +146,13 @@ func (o *Options) build(ctx context.Context, tree *fullTree, program string, min
 	if err != nil {
 		return nil, err
 	}
+	modules, err := tree.storeModules(ctx, kind, o.KernelVersion, modulesOptions{
+		unpack: !o.KeepCompressedModules, strip: o.StripModuleSignature, temp: o.Image.TempDir, warn: o.Warn,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("modules of %s: %w", o.Source.Path(), err)
+	}
+	changes = sortedChanges(append(changes, modules...))
 	files := pendingFiles{dir: o.OutputDir}
 	defer files.discard()
 	imageFile, err := files.create(imageName(o.KernelVersion), privateMode)
@@ -172,11 +182,11 @@ func (o *Options) build(ctx context.Context, tree *fullTree, program string, min
 	if slices.Contains(mini.Config.Backends, bootconf.Embedded) {
 		mini.Image = io.NewSectionReader(imageFile, 0, image.SizeBytes)
 	}
-	var modules []bootconf.Module
+	var loaded []bootconf.Module
 	if o.MiniBuilder != nil {
 		err = o.MiniBuilder(ctx, mini.Config, miniFile)
 	} else {
-		modules, err = WriteMini(miniFile, mini)
+		loaded, err = WriteMini(miniFile, mini)
 	}
 	if err != nil {
 		return nil, err
@@ -212,15 +222,19 @@ func (o *Options) build(ctx context.Context, tree *fullTree, program string, min
 			File:    miniName(o.KernelVersion),
 			Size:    miniInfo.Size(),
 			SHA256:  sum(h),
-			Modules: make([]string, len(modules)),
+			Modules: make([]string, len(loaded)),
 		},
 		Changes: changes,
+	}
+	if o.Arch == "amd64" && slices.ContainsFunc(mini.Config.Backends, bootconf.Backend.InMemory) {
+		region := bootconf.RegionFor(image.SizeBytes)
+		m.Image.Region = &region
 	}
 	for _, d := range image.Devices {
 		m.Image.Blobs = append(m.Image.Blobs, BlobName(d))
 	}
-	for i := range modules {
-		m.Mini.Modules[i] = modules[i].String()
+	for i := range loaded {
+		m.Mini.Modules[i] = loaded[i].String()
 	}
 	if m.Changes == nil {
 		m.Changes = []bootconf.Change{} // a list in JSON, not null

@@ -40,7 +40,7 @@ func replaceSwitchRoot(tree *cpio.Tree, store cpio.Store, kind, programPath stri
 	names, reason := switchRootNames(kind)
 	var program *cpio.Node
 	var changes []bootconf.Change
-	dirs := switchRootDirNodes(tree)
+	dirs := dirNodes(tree, switchRootDirs)
 	for _, dir := range slices.Sorted(maps.Keys(dirs)) {
 		d := dirs[dir]
 		for _, name := range names {
@@ -65,11 +65,11 @@ func replaceSwitchRoot(tree *cpio.Tree, store cpio.Store, kind, programPath stri
 	return changes, nil
 }
 
-// switchRootDirNodes gives the directories of switchRootDirs, each once and by
-// its path without symlinks: usr/sbin is often a symlink to bin.
-func switchRootDirNodes(tree *cpio.Tree) map[string]*cpio.Node {
+// dirNodes gives the directories at these paths, each once and by its path
+// without symlinks: usr/sbin is often a symlink to bin.
+func dirNodes(tree *cpio.Tree, paths []string) map[string]*cpio.Node {
 	wanted := make(map[*cpio.Node]bool)
-	for _, dir := range switchRootDirs {
+	for _, dir := range paths {
 		if n := tree.Resolve(dir); n != nil && n.IsDir() {
 			wanted[n] = true
 		}

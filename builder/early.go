@@ -45,7 +45,7 @@ func EarlySegment(initramfs io.Reader, epoch int64) ([]byte, error) {
 		if r.Format() != compress.None {
 			break
 		}
-		if h.Mode&cpio.TypeMask != cpio.TypeRegular || !isEarly(h.Name) {
+		if h.Mode&cpio.TypeMask != cpio.TypeRegular || !IsEarly(h.Name) {
 			continue
 		}
 		if int64(len(segment))+h.Size > maxEarlyBytes {
@@ -89,7 +89,8 @@ func appendPadding(segment []byte) []byte {
 	return append(segment, make([]byte, -len(segment)&3)...)
 }
 
-func isEarly(name string) bool {
+// IsEarly reports whether a path of an uncompressed segment is one of those.
+func IsEarly(name string) bool {
 	for _, prefix := range earlyPrefixes {
 		if strings.HasPrefix(name, prefix) {
 			return true

@@ -78,7 +78,9 @@ type fullTree struct {
 	*cpio.Tree
 	writer  ImageWriter
 	options ImageOptions
-	sha256  string // of the archive
+	boot    bootOrder // what every boot reads
+	sha256  string    // of the archive
+	modules *os.File  // without a name; nil: there are none to be stored otherwise
 }
 
 // readTree reads a source once, from its beginning to its end.
@@ -116,7 +118,12 @@ func readTree(ctx context.Context, src Source, p Producer, o ImageOptions) (_ *f
 
 // close gives back what the contents occupy. What cannot be removed from the
 // folder for temporary files is no reason for a build to fail.
-func (t *fullTree) close() { _ = t.writer.Close() }
+func (t *fullTree) close() {
+	_ = t.writer.Close()
+	if t.modules != nil {
+		_ = t.modules.Close()
+	}
+}
 
 // writeImage writes the image into the empty file f and reads back what its
 // superblock says.
@@ -125,7 +132,7 @@ func (t *fullTree) writeImage(ctx context.Context, f *os.File, epoch int64) (Ima
 	if err != nil {
 		return Image{}, err
 	}
-	if err := t.writer.Write(ctx, f.Name(), t.Tree, id); err != nil {
+	if err := t.writer.Write(ctx, f.Name(), t.Tree, t.boot, id); err != nil {
 		return Image{}, err
 	}
 	image, err := readImage(f)
@@ -192,6 +199,10 @@ func readImage(f *os.File) (Image, error) {
 // or epoch if that is later, so that no file's time has to be clamped to it.
 func (t *fullTree) imageIdentity(ctx context.Context, epoch int64) (erofs.Identity, error) {
 	id := erofs.Identity{Label: t.options.Label, BuildTime: t.newestTime(epoch)}
+	var err error
+	if t.boot, err = t.writer.BootFiles().order(t.Tree, t.writer); err != nil {
+		return id, err
+	}
 	if t.options.UUID != nil {
 		id.UUID = *t.options.UUID
 		return id, nil
@@ -223,6 +234,7 @@ func (t *fullTree) imageIdentity(ctx context.Context, epoch int64) (erofs.Identi
 		fmt.Fprintln(h, formatXattrs(n.Xattrs))
 		return nil
 	})
+	_, _ = io.WriteString(h, t.boot.identity(first))
 	fmt.Fprintf(h, "%d\n", id.BuildTime)
 	copy(id.UUID[:], h.Sum(nil))
 	id.UUID[6] = id.UUID[6]&0x0f | 0x80 // version 8, vendor-specific; RFC 9562

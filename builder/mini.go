@@ -125,6 +125,18 @@ func (o *MiniOptions) files(modules []bootconf.Module) (map[string]file, error) 
 		strings.TrimPrefix(bootconf.ModulesPath, "/"): {mode: regular, data: []byte(list.String())},
 		strings.TrimPrefix(bootconf.AliasesPath, "/"): {mode: regular, data: []byte(devices.String())},
 	}
+	returning, err := o.returnModules(modules)
+	if err != nil {
+		return nil, err
+	}
+	for i, name := range returning {
+		data, err := o.readModule(name)
+		if err != nil {
+			return nil, fmt.Errorf("mini-initramfs: %w", err)
+		}
+		path := fmt.Sprintf("%s/%02d-%s.ko", bootconf.ReturnModulesDir, i, name)
+		files[strings.TrimPrefix(path, "/")] = file{mode: regular, data: data}
+	}
 	for _, m := range modules {
 		data, err := o.Modules.Read(m.Name())
 		if err != nil {
@@ -156,6 +168,46 @@ func (o *MiniOptions) files(modules []bootconf.Module) (map[string]file, error) 
 		}
 	}
 	return files, nil
+}
+
+// returnDrivers give a region that memmap= has set aside back as RAM. The
+// region's own driver is nd_e820.
+var returnDrivers = []string{"dax_pmem", "kmem"}
+
+// returnModules are what the return of the image's memory needs besides the
+// modules of the boot, in load order: none where the image is in no such region,
+// or the kernel cannot do it.
+func (o *MiniOptions) returnModules(modules []bootconf.Module) ([]string, error) {
+	has := func(name string) bool {
+		return slices.ContainsFunc(modules, func(m bootconf.Module) bool { return m.Name() == name })
+	}
+	lacks := func(name string) bool { return !o.Modules.Has(name) }
+	switch {
+	case !o.Config.ReturnMemory || !slices.ContainsFunc(o.Config.Backends, bootconf.Backend.InMemory):
+		return nil, nil
+	case !has("nd_e820") && !o.Modules.Builtin("nd_e820") || slices.ContainsFunc(returnDrivers, lacks):
+		return nil, nil
+	}
+	closure, err := o.Modules.Closure(skipSoftdep, returnDrivers...)
+	if err != nil {
+		return nil, fmt.Errorf("mini-initramfs: %w", err)
+	}
+	var names []string
+	for _, m := range closure {
+		if !has(m.Name) {
+			names = append(names, m.Name)
+		}
+	}
+	return names, nil
+}
+
+// readModule gives the file of a module as the mini-initramfs has it.
+func (o *MiniOptions) readModule(name string) ([]byte, error) {
+	data, err := o.Modules.Read(name)
+	if err == nil && o.StripSignatures {
+		data, err = kmod.StripSignature(data)
+	}
+	return data, err
 }
 
 // firmwareFormats are how the kernel finds firmware, in its order.

@@ -45,6 +45,8 @@ func oldKernel() kmodtest.Kernel {
 			{File: "kernel/nls_iso8859-1.ko"},
 			{File: "kernel/libnvdimm.ko"},
 			{File: "kernel/nd_pmem.ko", Deps: []string{"kernel/libnvdimm.ko"}},
+			{File: "kernel/dax_pmem.ko", Deps: []string{"kernel/libnvdimm.ko"}},
+			{File: "kernel/kmem.ko"},
 			{File: "kernel/nd_e820.ko", Deps: []string{"kernel/libnvdimm.ko"}},
 			{File: "kernel/virtio_pmem.ko", Deps: []string{"kernel/libnvdimm.ko", "kernel/virtio.ko"}},
 			{File: "kernel/virtio.ko"},
@@ -247,6 +249,78 @@ func checkOrder(t *testing.T, modules []bootconf.Module) {
 
 // What is built in vanishes, and with a built-in generic checksum only the
 // accelerated one is left to load.
+// The modules that give the image's memory back are not loaded by the boot.
+func TestReturnModules(t *testing.T) {
+	without := func(name string) kmodtest.Kernel {
+		k := oldKernel()
+		k.Modules = slices.DeleteFunc(k.Modules, func(m kmodtest.Module) bool { return m.File == "kernel/"+name+".ko" })
+		return k
+	}
+	builtin := without("nd_e820")
+	builtin.Builtin = append(builtin.Builtin, "kernel/nd_e820.ko")
+	builtinKmem := without("kmem")
+	builtinKmem.Builtin = append(builtinKmem.Builtin, "kernel/kmem.ko")
+	for _, test := range []struct {
+		name    string
+		kernel  kmodtest.Kernel
+		config  []string
+		storage string
+		want    []string
+	}{
+		{"memmap", oldKernel(), []string{"backend pmem"}, "virtio", []string{"kmem", "dax_pmem"}},
+		{"memmap and dax", oldKernel(), []string{"backend pmem-dax"}, "virtio", []string{"kmem", "dax_pmem"}},
+		{"among others", oldKernel(), []string{"backend auto:block,pmem"}, "virtio", []string{"kmem", "dax_pmem"}},
+		{"virtio-pmem", oldKernel(), []string{"backend pmem"}, "virtio-pmem", nil},
+		{"no persistent memory", oldKernel(), []string{"backend block"}, "virtio", nil},
+		{"not wanted", oldKernel(), []string{"backend pmem", "return_memory no"}, "virtio", nil},
+		{"no hotplug", without("kmem"), []string{"backend pmem"}, "virtio", nil},
+		{"region's driver built in", builtin, []string{"backend pmem"}, "none", []string{"kmem", "dax_pmem"}},
+		{"one built in", builtinKmem, []string{"backend pmem"}, "virtio", []string{"dax_pmem"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			o := MiniOptions{
+				Modules: index(t, test.kernel), KernelConfig: []byte(configText), Config: config(t, test.config...),
+				ImageCompressed: !strings.Contains(test.config[0], "dax"), Storage: []string{test.storage}, Compress: compress.Zstd,
+				StorageInit: "mini_test.go",
+			}
+			modules, err := planModules(&o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := o.returnModules(modules)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("modules (-want +got):\n%s", diff)
+			}
+			for _, m := range modules {
+				if slices.Contains(got, m.Name()) {
+					t.Errorf("%s is loaded by the boot", m.Name())
+				}
+			}
+			files, err := o.files(modules)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var paths []string
+			for i, name := range test.want {
+				paths = append(paths, fmt.Sprintf("lib/return-memory/%02d-%s.ko", i, name))
+			}
+			for path := range files {
+				if strings.HasPrefix(path, "lib/return-memory/") && !slices.Contains(paths, path) {
+					t.Errorf("%s is in the archive", path)
+				}
+			}
+			for i, path := range paths {
+				if want, err := o.Modules.Read(test.want[i]); err != nil || string(files[path].data) != string(want) {
+					t.Errorf("%s is %q, want %q, %v", path, files[path].data, want, err)
+				}
+			}
+		})
+	}
+}
+
 func TestPlanModulesBuiltin(t *testing.T) {
 	o := MiniOptions{
 		Modules: index(t, newKernel()), Compress: compress.Zstd,

@@ -53,6 +53,9 @@ func (p mkfsErofs) Begin(ctx context.Context, o ImageOptions) (ImageWriter, erro
 	if o.BlobDir != "" {
 		return nil, errors.New("mkfs.erofs does not share blobs; the producer native does")
 	}
+	if o.BootFiles.Paths != nil {
+		return nil, errors.New("mkfs.erofs does not lay out a list of boot files; the producer native does")
+	}
 	o, err := o.settle(true)
 	if err != nil {
 		return nil, err
@@ -101,9 +104,12 @@ type mkfsWriter struct {
 
 func (w *mkfsWriter) Identity() string { return w.identity }
 
+// BootFiles is none: mkfs.erofs has no option for it.
+func (w *mkfsWriter) BootFiles() BootFiles { return BootFiles{None: true} }
+
 func (w *mkfsWriter) Close() error { return os.RemoveAll(w.dir) }
 
-func (w *mkfsWriter) Write(ctx context.Context, path string, tree *cpio.Tree, id erofs.Identity) error {
+func (w *mkfsWriter) Write(ctx context.Context, path string, tree *cpio.Tree, _ bootOrder, id erofs.Identity) error {
 	if err := tree.Walk(refuseXattrs); err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ func (native) Begin(_ context.Context, o ImageOptions) (ImageWriter, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &nativeWriter{spool: f, identity: nativeVersion + " " + o.identity()}
+	w := &nativeWriter{spool: f, identity: nativeVersion + " " + o.identity(), boot: o.BootFiles}
 	if o.BlobDir != "" {
 		if w.blobs, err = openBlobDir(o.BlobDir); err != nil {
 			return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
@@ -60,10 +60,13 @@ type nativeWriter struct {
 	*erofs.Writer
 	spool    *os.File // without a name
 	identity string
+	boot     BootFiles
 	blobs    *blobDir // nil: the image has its contents itself
 }
 
 func (w *nativeWriter) Identity() string { return w.identity }
+
+func (w *nativeWriter) BootFiles() BootFiles { return w.boot }
 
 func (w *nativeWriter) Add(source io.ReaderAt, size int64) (int64, error) {
 	return w.Writer.Add(source, size), nil
@@ -71,12 +74,12 @@ func (w *nativeWriter) Add(source io.ReaderAt, size int64) (int64, error) {
 
 func (w *nativeWriter) Close() error { return errors.Join(w.spool.Close(), w.blobs.close()) }
 
-func (w *nativeWriter) Write(ctx context.Context, path string, tree *cpio.Tree, id erofs.Identity) error {
+func (w *nativeWriter) Write(ctx context.Context, path string, tree *cpio.Tree, boot bootOrder, id erofs.Identity) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
-	root := erofsNodes{}.node(tree.Root())
+	root := (&erofsNodes{boot: boot, known: make(map[*cpio.Node]*erofs.Node)}).node(tree.Root())
 	var size int64
 	if w.blobs != nil {
 		size, err = w.blobs.write(ctx, w.Writer, &writebackFile{File: f}, root, id)
@@ -92,17 +95,20 @@ func (w *nativeWriter) Write(ctx context.Context, path string, tree *cpio.Tree, 
 	return nil
 }
 
-// erofsNodes are the nodes of a tree that have several names. The tree is taken
-// apart, because with many files there is no room for it twice.
-type erofsNodes map[*cpio.Node]*erofs.Node
+// erofsNodes makes the writer's nodes. The tree is taken apart, because with many
+// files there is no room for it twice.
+type erofsNodes struct {
+	boot  bootOrder
+	known map[*cpio.Node]*erofs.Node // those with several names
+}
 
-func (e erofsNodes) node(n *cpio.Node) *erofs.Node {
-	if known, ok := e[n]; ok {
+func (e *erofsNodes) node(n *cpio.Node) *erofs.Node {
+	if known, ok := e.known[n]; ok {
 		return known
 	}
 	en := &erofs.Node{
 		Mode: n.Mode, UID: n.UID, GID: n.GID, MTime: n.MTime, MTimeNsec: n.MTimeNsec, Xattrs: n.Xattrs, RDevMajor: n.RDevMajor, RDevMinor: n.RDevMinor,
-		Size: n.Size, Ref: n.Ref, Target: n.Target,
+		Size: n.Size, Ref: n.Ref, Target: n.Target, Boot: e.boot[n],
 	}
 	if n.IsDir() {
 		en.Children = make(map[string]*erofs.Node, len(n.Children))
@@ -111,7 +117,7 @@ func (e erofsNodes) node(n *cpio.Node) *erofs.Node {
 		}
 		n.Children = nil
 	} else if n.NLink > 1 {
-		e[n] = en
+		e.known[n] = en
 	}
 	return en
 }

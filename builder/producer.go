@@ -33,11 +33,13 @@ type ImageWriter interface {
 	// Identity names all besides the tree that decides over the image's bytes:
 	// the program that lays them out, and its options.
 	Identity() string
+	// BootFiles are those that the writer can lay out by themselves.
+	BootFiles() BootFiles
 	// Open reads back a content that was put and not deleted, before Write.
 	Open(ref int64) (io.ReadCloser, error)
 	// Write writes the image of tree into the empty file at path. It may take the
-	// tree apart.
-	Write(ctx context.Context, path string, tree *cpio.Tree, id erofs.Identity) error
+	// tree apart. boot has what BootFiles stands for.
+	Write(ctx context.Context, path string, tree *cpio.Tree, boot bootOrder, id erofs.Identity) error
 	// Close gives back what the writer occupies, whether Write ran or not.
 	Close() error
 }
@@ -47,6 +49,7 @@ type ImageOptions struct {
 	Compress      ImageCompression
 	PclusterBytes int // largest compressed cluster
 	Features      ImageFeatures
+	BootFiles     BootFiles
 	// Kernel is the oldest that has to read the image; zero: BaselineKernel.
 	Kernel erofs.KernelVersion
 	// UUID of the image; nil: it is derived from what goes into the image.

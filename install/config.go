@@ -38,6 +38,9 @@ type Config struct {
 	Systemd bool
 	// Compression (erofs_compression) is that of the image; nil: the default.
 	Compression *builder.ImageCompression
+	// KeepModules (keep_compressed_modules) leaves compressed modules in the
+	// image as they are.
+	KeepModules bool
 
 	text  string   // of the file
 	notes []string // what is not as the file has it
@@ -125,6 +128,9 @@ func (c *Config) Set(key, value string) error {
 			return perr
 		}
 		c.Compression = &compression
+	case "keep_compressed_modules":
+		err = checkBool(value)
+		c.KeepModules = value == "true"
 	case "image_uuid", "image_size":
 		return errors.New("this is known when an image is made, and cannot be set")
 	default:

@@ -56,6 +56,8 @@ func TestConfigLines(t *testing.T) {
 		{"bootfs /dev/mapper/fedora-boot", ""},
 		{"bootfs_hint ", ""}, // blkid has found nothing
 		{"erofs_compression -z lz4", ""},
+		{"keep_compressed_modules true", ""},
+		{"keep_compressed_modules maybe", `line 2: keep_compressed_modules: bad value "maybe"`},
 		{"initoverlayfs_init true", ""},
 		{"fs /boot/initoverlayfs-V.img", ""},
 		{"fstype erofs", ""},

@@ -173,6 +173,7 @@ func (i *installation) build(ctx context.Context, src *source) (*bootconf.Manife
 	b.Image.Compress = i.compression()
 	b.Image.TempDir = i.work
 	b.Storage = i.storage()
+	b.KeepCompressedModules = b.KeepCompressedModules || i.config.KeepModules
 	b.Progress, b.Warn = i.progress, i.warn
 	if i.config.Systemd {
 		b.MiniBuilder = i.systemdMini
@@ -224,7 +225,8 @@ func (i *installation) inputs(src *source) (string, error) {
 	conf.FS = filepath.Dir(filepath.Dir(conf.FS)) // without the generation
 	b := i.o.Build
 	fmt.Fprintf(h, "%q %q %q %q %v %v %q\n", b.ToolVersion, conf.Format(), i.config.text, i.storage(), b.HostOnly, b.Modules, b.Arch)
-	fmt.Fprintf(h, "%v %v %v %v %v\n", i.compression(), b.Image.PclusterBytes, b.Image.Features, b.Compress, b.StripModuleSignature)
+	fmt.Fprintf(h, "%v %v %v %v %v %v\n", i.compression(), b.Image.PclusterBytes, b.Image.Features, b.Compress, b.StripModuleSignature,
+		b.KeepCompressedModules)
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 

@@ -35,6 +35,17 @@ var machines = []struct {
 		f.addPmem(true)
 		return f
 	}},
+	{"pmem-systemd", func(t testing.TB) *fakeSystem {
+		f := newFake(t, "backend pmem")
+		f.addReturn()
+		f.executables[systemdPrograms[1]] = true
+		return f
+	}},
+	{"pmem-switchroot", func(t testing.TB) *fakeSystem {
+		f := newFake(t, "backend pmem")
+		f.addReturn()
+		return f
+	}},
 	{"pmem-dax", func(t testing.TB) *fakeSystem {
 		f := newFake(t, "backend pmem-dax")
 		f.addPmem(false)
@@ -247,9 +258,39 @@ var bestEffortOf = map[string]map[string]int{
 	"file":     {"read " + classBlock + "/vda2/size": 0, "open /dev/vda": 0},
 	"pmem":     {"list " + virtioBus: 0},
 	"pmem-dax": {"list " + virtioBus: 0},
-	"embedded": {"list " + virtioBus: 0},
-	"ram":      {"read " + classBlock + "/vda2/size": 0},
+
+	"pmem-systemd":    returnIsBestEffort,
+	"pmem-switchroot": returnIsBestEffort,
+	"embedded":        {"list " + virtioBus: 0},
+	"ram":             {"read " + classBlock + "/vda2/size": 0},
 }
+
+// returnIsBestEffort has the calls that only give memory back later.
+var returnIsBestEffort = map[string]int{
+	"list " + virtioBus: 0,
+	"executable " + systemdPrograms[0] + " in " + sysroot:                                                     0,
+	"executable " + systemdPrograms[1] + " in " + sysroot:                                                     0,
+	"mkdir " + parent(bootconf.ReturnDir):                                                                     0,
+	"mkdir " + sysroot + parent(bootconf.ReturnDir):                                                           0,
+	"mkdir " + bootconf.ReturnDir:                                                                             0,
+	"mkdir " + sysroot + bootconf.ReturnDir:                                                                   0,
+	"list " + bootconf.ReturnModulesDir:                                                                       0,
+	"copy /lib/return-memory/00-dax_pmem.ko to " + bootconf.ReturnDir + "/00-dax_pmem.ko, mode 644":           0,
+	"copy /lib/return-memory/01-kmem.ko to " + bootconf.ReturnDir + "/01-kmem.ko, mode 644":                   0,
+	"copy /lib/return-memory/00-dax_pmem.ko to " + sysroot + bootconf.ReturnDir + "/00-dax_pmem.ko, mode 644": 0,
+	"copy /lib/return-memory/01-kmem.ko to " + sysroot + bootconf.ReturnDir + "/01-kmem.ko, mode 644":         0,
+	"write " + sysroot + bootconf.ReturnDir + "/image: " + imageUUID:                                          0,
+	"copy " + selfProgram + " to " + bootconf.ReturnDir + "/storage-init, mode 755":                           0,
+	"mkdir /run/systemd":                                            0,
+	"mkdir /run/systemd/system":                                     0,
+	"mkdir " + parent(returnWantPath):                               0,
+	"write " + returnUnitPath + ": " + oneLine(unitText(imageUUID)): 0,
+	"write " + returnWantPath + ": " + oneLine(returnWant):          0,
+}
+
+func oneLine(s string) string { return strings.ReplaceAll(s, "\n", "\\n") }
+
+func unitText(uuid string) string { return returnUnitHead + uuid + "\n" }
 
 // isBestEffort reports whether the nth call of that text is declared so.
 func isBestEffort(machine, call string, nth int) bool {

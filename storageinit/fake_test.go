@@ -386,6 +386,9 @@ func (f *fakeSystem) WriteFile(path, data string) error {
 	if strings.HasSuffix(path, bootconf.RecordPath) {
 		logged = "RECORD"
 	}
+	if f.isReturn(path) {
+		logged = oneLine(data)
+	}
 	err := f.call("write %s: %s", path, logged)
 	if err != nil {
 		return err
@@ -397,9 +400,36 @@ func (f *fakeSystem) WriteFile(path, data string) error {
 			return syscall.ENOENT
 		}
 	default:
-		f.unexpected("write of %s", path)
+		if !f.isReturn(path) {
+			f.unexpected("write of %s", path)
+		}
+		if !f.made[parent(path)] {
+			return syscall.ENOENT
+		}
 	}
 	f.written[path] = data
+	return nil
+}
+
+// isReturn reports whether a path is one of what gives memory back.
+func (f *fakeSystem) isReturn(path string) bool {
+	return strings.HasPrefix(strings.TrimPrefix(path, f.sysroot()), bootconf.ReturnDir+"/") ||
+		path == returnUnitPath || path == returnWantPath
+}
+
+func (f *fakeSystem) CopyFile(from, to string, mode uint32) error {
+	f.needReach(from)
+	f.needReach(to)
+	if err := f.call("copy %s to %s, mode %o", from, to, mode); err != nil {
+		return err
+	}
+	if !f.isReturn(to) {
+		f.unexpected("copy to %s", to)
+	}
+	if !f.made[parent(to)] {
+		return syscall.ENOENT
+	}
+	f.written[to] = "copy of " + from
 	return nil
 }
 
@@ -888,6 +918,14 @@ func (f *fakeSystem) addPmem(compressed bool) {
 	b.fakeContent = erofsContent(imageUUID, compressed)
 	b.size = 2 * imageSize
 	f.pmems = append(f.pmems, b)
+}
+
+// addReturn adds a pmem device whose memory the command line has set aside, with
+// what gives it back.
+func (f *fakeSystem) addReturn() {
+	f.addPmem(true)
+	f.setCmdline("quiet memmap=130M!510M root=UUID=" + rootUUID)
+	f.dirs[bootconf.ReturnModulesDir] = []string{"00-dax_pmem.ko", "01-kmem.ko"}
 }
 
 var errInjected = errors.New("injected failure")

@@ -165,6 +165,11 @@ func (l *Linux) ReadDir(path string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	return ReadNames(fd)
+}
+
+// ReadNames reads the names in an open directory and closes it.
+func ReadNames(fd int) ([]string, error) {
 	defer unix.Close(fd)
 	return readNames(fd)
 }
@@ -357,23 +362,11 @@ func (l *Linux) CopyToMemory(image Image) (Image, error) {
 	if err != nil {
 		return nil, failed("memfd_create", err)
 	}
-	dst := &file{fd: fd}
-	var off int64
-	for off < src.size {
-		// At most what one call of sendfile moves, lib/splice.
-		n, err := unix.Sendfile(fd, src.fd, &off, int(min(src.size-off, 1<<30)))
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err == nil && n == 0 {
-			err = errors.New("the file ends at byte " + strconv.Itoa(int(off)))
-		}
-		if err != nil {
-			dst.Close()
-			return nil, err
-		}
+	dst := &file{fd: fd, size: src.size}
+	if err := sendAll(fd, src); err != nil {
+		dst.Close()
+		return nil, err
 	}
-	dst.size = off
 	return dst, nil
 }
 

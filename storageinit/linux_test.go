@@ -358,3 +358,53 @@ func emptyOwnRoot(dir string) error {
 	}
 	return json.NewEncoder(os.Stdout).Encode(r)
 }
+
+func TestLinuxCopyFile(t *testing.T) {
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
+	content := strings.Repeat("some content\n", 100_000)
+	writeTestFile(t, from, content, 0o644)
+	var l Linux
+	if err := l.CopyFile(from, to, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(to)
+	if err != nil || string(got) != content {
+		t.Errorf("the copy has %d bytes, want %d: %v", len(got), len(content), err)
+	}
+	if err := l.Executable("/", to); err != nil {
+		t.Errorf("the copy is not executable: %v", err)
+	}
+	// What is there is not overwritten, and nothing comes of nothing.
+	if err := l.CopyFile(from, to, 0o755); !errors.Is(err, unix.EEXIST) {
+		t.Errorf("a second copy: %v, want EEXIST", err)
+	}
+	if err := l.CopyFile(filepath.Join(dir, "none"), filepath.Join(dir, "new"), 0o755); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a copy of nothing: %v, want ENOENT", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "new")); err == nil {
+		t.Error("nothing was copied to something")
+	}
+	if err := l.CopyFile(dir, filepath.Join(dir, "new"), 0o755); err == nil {
+		t.Error("a directory was copied")
+	}
+}
+
+func TestLinuxRemoveAll(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "dir")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeTestFile(t, filepath.Join(dir, "a"), "a", 0o644)
+	writeTestFile(t, filepath.Join(dir, "b"), "b", 0o600)
+	var l Linux
+	if err := l.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the directory is still there: %v", err)
+	}
+	if err := l.RemoveAll(dir); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("of nothing: %v, want ENOENT", err)
+	}
+}

@@ -64,6 +64,7 @@ func (b *boot) handOver(initPath string) error {
 		}
 	}
 	b.saveRecords(record)
+	b.carryReturn()
 	b.disarmPanicTimeout()
 	b.calmDown()
 

@@ -30,6 +30,8 @@ type System interface {
 	ReadFile(path string) (string, error)
 	WriteFile(path, data string) error
 	ReadDir(path string) ([]string, error)
+	// CopyFile makes a new file of the content of another.
+	CopyFile(from, to string, mode uint32) error
 	// Open opens a file or block device for reading. Symbolic links are
 	// resolved as if root were the root directory.
 	Open(root, path string) (Image, error)

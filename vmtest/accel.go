@@ -190,6 +190,15 @@ func (p proof) write(path string) error {
 	return err
 }
 
+// Version gives the version of the machine's QEMU.
+func (m *Machine) Version(ctx context.Context) (string, error) {
+	binary, err := m.binary()
+	if err != nil {
+		return "", err
+	}
+	return qemuVersion(ctx, binary)
+}
+
 // qemuVersion gives the version that the emulator names.
 func qemuVersion(ctx context.Context, binary string) (string, error) {
 	out, err := exec.CommandContext(ctx, binary, "--version").Output()

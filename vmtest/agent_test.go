@@ -50,7 +50,7 @@ func TestAgent(t *testing.T) {
 				"proc/zoneinfo":             "Node 0, zone DMA32\n  pagesets\n    cpu: 0\n              count: 299\n              high:  4\n    cpu: 1\n              count: 2\n",
 				"proc/vmstat":               "pgpgin 300\npgpgout 1\npgfault 20\npgmajfault 3\n",
 				"proc/9/comm":               "(udev-worker)\n",
-				"proc/meminfo":              "MemTotal:         210752 kB\nMemFree:           1 kB\nMemAvailable:     175484 kB\n",
+				"proc/meminfo":              "MemTotal:         210752 kB\nMemFree:           1 kB\nMemAvailable:     175484 kB\nCached:    21000 kB\nSwapCached:  1 kB\nShmem:    800 kB\nShmemHugePages:   2 kB\n",
 			}
 			for name, text := range test.files {
 				files[name] = text
@@ -83,7 +83,7 @@ func TestAgent(t *testing.T) {
 				t.Fatalf("%v: %q", err, out)
 			}
 			want := Done{
-				OK: true, UptimeS: 17.25, MemAvailableKB: 175484, MemSamplesKB: []int64{175484, 175484, 175484},
+				OK: true, UptimeS: 17.25, MemAvailableKB: 175484, CachedKB: 21000, ShmemKB: 800, MemSamplesKB: []int64{175484, 175484, 175484},
 				MemPerCPUKB: []int64{1204, 1204, 1204}, MemUsableKB: 176688, MemTotalKB: 210752, Record: json.RawMessage("null"), Mountinfo: strings.TrimSuffix(mountinfo, "\n"),
 				ErofsMounts: []string{`40 22 7:0 / /mnt/a\040"b\134 ro,relatime shared:9 master:2 - erofs /dev/loop0 ro,dax=always`},
 				ErofsSysfs:  []string{}, FailedUnits: []string{}, RootOptions: "ro,noatime",

@@ -3,6 +3,7 @@ package vmtest
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,11 +17,18 @@ type Milestone string
 
 // The milestones, in the order of a boot.
 const (
-	KernelToInit Milestone = "kernel_to_init_s" // the kernel starts /init
+	// KernelStart is the first line of the kernel. On the guest's clock that is
+	// about zero; on the host's clock it tells what firmware and boot loader took.
+	KernelStart  Milestone = "kernel_start_s"
+	KernelToInit Milestone = "kernel_to_init_s" // the kernel starts /init, or what rdinit= names
 	HandedOver   Milestone = "handover_s"       // storage-init executes the full tree's init
 	// InitfsInit is the first line that the full tree's init writes to the
 	// kernel log or to the console.
 	InitfsInit Milestone = "initfs_init_s"
+	// SwitchRoot is where systemd leaves the initial filesystem for the real
+	// root. Of several such moves, as a mini-initramfs with systemd makes them, it
+	// is the last. A tree without systemd does not tell it.
+	SwitchRoot Milestone = "switch_root_s"
 	MultiUser  Milestone = "multi_user_s" // systemd reaches multi-user.target
 	// Failed is the fatal line of storage-init, which a good boot lacks.
 	Failed Milestone = "failed_s"
@@ -55,11 +63,16 @@ var (
 	// consoles that do not show who wrote a line.
 	program = regexp.MustCompile(`^(?:[A-Za-z][\w.@-]*\[\d+\]|dracut[\w-]*|systemd[\w-]*|storage-init): `)
 
-	multiUser = regexp.MustCompile(`Reached target (?:multi-user\.target|Multi-User System)`)
+	// Another path is that of rdinit=.
+	runInit = regexp.MustCompile(`^Run /\S+ as init process`)
+	// systemd says so itself where its messages go to the kernel log. Where they
+	// go to the journal, the journal's last line in the kernel log tells it: all
+	// that runs is ended by systemd at the switch.
+	switchRoot = regexp.MustCompile(`^(?:systemd\[1\]: Switching root\.|systemd-journald\[\d+\]: Received SIGTERM from PID 1 \(systemd\)\.)`)
+	multiUser  = regexp.MustCompile(`Reached target (?:multi-user\.target|Multi-User System)`)
 )
 
 const (
-	runInit      = "Run /init as init process"
 	panicText    = "Kernel panic - not syncing"
 	fatalPrefix  = bootconf.LogPrefix + "fatal"
 	handoverText = bootconf.LogPrefix + "handover "
@@ -67,11 +80,18 @@ const (
 
 // console finds the milestones in the lines of a console.
 type console struct {
-	times    map[Milestone]float64
+	times map[Milestone]float64
+	// hosts has the same milestones in seconds since QEMU was started.
+	hosts map[Milestone]float64
+	// onReached, if set, is called when a milestone was reached, also when it
+	// takes the place of an earlier one.
+	onReached func(Milestone)
+
 	handover *Handover
 	panic    string // the first line of a kernel panic
 	fatal    string // the fatal line of storage-init
 	reset    bool   // the guest asked for a reset
+	off      bool   // the guest asked to be powered off
 	halted   bool   // the guest stopped
 
 	lastGuest float64       // the last stamp
@@ -124,16 +144,17 @@ func (c *console) line(l Line) {
 			c.times[m] = min(c.times[m], l.Guest)
 		}
 		c.estimated = c.estimated[:0]
+		c.kernelStart(l)
 	}
 	text := l.Text
 	switch {
-	case !l.Program && strings.HasPrefix(text, runInit):
+	case !l.Program && runInit.MatchString(text):
 		c.reached(KernelToInit, l)
 	case strings.HasPrefix(text, handoverText) && c.handover == nil:
 		c.handover = parseHandover(text)
 		c.reached(HandedOver, l)
 		// Until here the lines were not the full tree's.
-		delete(c.times, InitfsInit)
+		c.forget(InitfsInit)
 	case strings.HasPrefix(text, fatalPrefix):
 		if c.fatal == "" {
 			c.fatal = text
@@ -148,34 +169,89 @@ func (c *console) line(l Line) {
 		switch what := strings.TrimPrefix(text, "reboot: "); {
 		case strings.HasPrefix(what, "Restarting system"):
 			c.reset = true
+		case strings.HasPrefix(what, "Power down"):
+			c.off = true
 		case strings.HasPrefix(what, "System halted"):
 			c.halted = true
 		}
 	case l.Program && text != "":
-		if _, ok := c.times[KernelToInit]; ok {
+		if c.has(KernelToInit) {
 			c.reached(InitfsInit, l)
 		}
-		if multiUser.MatchString(text) {
+		switch {
+		case switchRoot.MatchString(text) && !c.has(MultiUser):
+			c.forget(SwitchRoot)
+			c.reached(SwitchRoot, l)
+		case multiUser.MatchString(text):
 			c.reached(MultiUser, l)
 		}
+	}
+}
+
+// kernelStart takes a stamped line. The kernel keeps its first lines until it
+// knows the console, so the host sees all of them later than they were written;
+// the one that was the least late tells when the kernel's clock began.
+func (c *console) kernelStart(l Line) {
+	if l.Program || c.has(KernelToInit) {
+		return
+	}
+	c.reached(KernelStart, l)
+	c.hosts[KernelStart] = max(0, min(c.hosts[KernelStart], l.Host.Seconds()-l.Guest))
+}
+
+// multiUserAt takes systemd's own time of the target, which the guest reported
+// at a time of the host. It is exact, where a line on the console is placed by
+// the host's clock and is lost when a getty takes the console over.
+func (c *console) multiUserAt(guest float64, reported time.Duration) {
+	known := c.has(MultiUser)
+	// Both clocks run alike, and what is reported has happened.
+	host := min(reported.Seconds(), c.lastHost.Seconds()+guest-c.lastGuest)
+	c.set(MultiUser, guest, host)
+	if !known {
+		c.notify(MultiUser)
+	}
+}
+
+func (c *console) set(m Milestone, guest, host float64) {
+	if c.times == nil {
+		c.times = map[Milestone]float64{}
+	}
+	if c.hosts == nil {
+		c.hosts = map[Milestone]float64{}
+	}
+	c.times[m], c.hosts[m] = guest, host
+}
+
+func (c *console) has(m Milestone) bool {
+	_, ok := c.times[m]
+	return ok
+}
+
+func (c *console) forget(m Milestone) {
+	delete(c.times, m)
+	delete(c.hosts, m)
+	c.estimated = slices.DeleteFunc(c.estimated, func(e Milestone) bool { return e == m })
+}
+
+func (c *console) notify(m Milestone) {
+	if c.onReached != nil {
+		c.onReached(m)
 	}
 }
 
 // reached notes the time of m, unless it was reached before. A line without a
 // stamp is placed by the host's clock from the last stamp on.
 func (c *console) reached(m Milestone, l Line) {
-	if _, ok := c.times[m]; ok {
+	if c.has(m) {
 		return
 	}
-	if c.times == nil {
-		c.times = map[Milestone]float64{}
+	guest := l.Guest
+	if !l.Stamped {
+		guest = c.lastGuest + (l.Host - c.lastHost).Seconds()
+		c.estimated = append(c.estimated, m)
 	}
-	if l.Stamped {
-		c.times[m] = l.Guest
-		return
-	}
-	c.times[m] = c.lastGuest + (l.Host - c.lastHost).Seconds()
-	c.estimated = append(c.estimated, m)
+	c.set(m, guest, l.Host.Seconds())
+	c.notify(m)
 }
 
 func parseHandover(text string) *Handover {

@@ -15,6 +15,7 @@ import (
 const (
 	EventDone      = "done"       // the last; see Done
 	EventMultiUser = "multi-user" // multi-user.target was reached at uptime_s
+	EventMemory    = "memory"     // how much memory there is at some moment; see MemorySample
 	EventEntry     = "entry"      // one path of the tree; see Entry
 	EventImage     = "image"      // one image was looked at; see ImageSeen
 )
@@ -33,8 +34,12 @@ type Done struct {
 
 	UptimeS float64 `json:"uptime_s"` // seconds, as /proc/uptime has it
 	// MemAvailableKB is the median of MemSamplesKB, if it has any.
-	MemAvailableKB int64   `json:"mem_available_kb"`
-	MemSamplesKB   []int64 `json:"mem_samples_kb"`
+	MemAvailableKB int64 `json:"mem_available_kb"`
+	// CachedKB is the page cache, in which ShmemKB, tmpfs among others, is
+	// contained.
+	CachedKB     int64   `json:"cached_kb"`
+	ShmemKB      int64   `json:"shmem_kb"`
+	MemSamplesKB []int64 `json:"mem_samples_kb"`
 	// MemPerCPUKB has, for each sample, the free memory in the page allocator's
 	// per-CPU lists, which MemAvailable leaves out. How much lies there is
 	// chance: from nothing to tens of MB.
@@ -63,6 +68,35 @@ type Done struct {
 
 	// Checks has what each check of the command line found.
 	Checks map[string]json.RawMessage `json:"checks"`
+}
+
+// The moments of memory samples.
+const (
+	AtInit       = "init"        // the full tree's init starts
+	AtSwitchRoot = "switch-root" // it is about to leave for the real root
+	AtMultiUser  = "multi-user"  // what the done event has, of a guest that got there
+)
+
+// Memory gives what a guest that reached multi-user.target says of its memory
+// there.
+func (d *Done) Memory() MemorySample {
+	s := MemorySample{
+		At: AtMultiUser, AvailableKB: d.MemAvailableKB, CachedKB: d.CachedKB, ShmemKB: d.ShmemKB, TotalKB: d.MemTotalKB,
+	}
+	// The difference of medians, so that the sum is the median of the sums.
+	s.PerCPUKB = d.MemUsableKB - d.MemAvailableKB
+	return s
+}
+
+// MemorySample is what /proc/meminfo has at some moment.
+type MemorySample struct {
+	At          string `json:"at"` // AtInit, AtSwitchRoot, AtMultiUser
+	AvailableKB int64  `json:"available_kb"`
+	CachedKB    int64  `json:"cached_kb"`
+	ShmemKB     int64  `json:"shmem_kb"`
+	TotalKB     int64  `json:"total_kb"`
+	// PerCPUKB is free memory beside AvailableKB; see Done.MemPerCPUKB.
+	PerCPUKB int64 `json:"percpu_kb"`
 }
 
 // DiskReads is what was read from a disk.

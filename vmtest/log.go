@@ -13,6 +13,7 @@ const (
 	keptHead    = 256 << 10 // bytes kept in memory of the console's begin
 	keptTail    = 768 << 10 // and of its end
 	maxEvents   = 32 << 20  // bytes of events kept in memory
+	maxMemory   = 1000      // samples of the memory
 	maxLine     = 64 << 10  // bytes of a console line; a longer one is cut in pieces
 	maxEventLen = 8 << 20   // bytes of an event
 )

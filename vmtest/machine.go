@@ -57,8 +57,11 @@ type Machine struct {
 	ICount bool
 
 	Drives []Drive
-	Pmem   []Pmem
-	Extra  []string // further arguments of QEMU, the last
+	// BlockStats asks QEMU at each milestone, and at the end, what the guest has
+	// read from its drives: Result.Disks.
+	BlockStats bool
+	Pmem       []Pmem
+	Extra      []string // further arguments of QEMU, the last
 
 	// Timeout bounds the whole run on the host's clock; 0: five minutes.
 	Timeout time.Duration
@@ -67,6 +70,11 @@ type Machine struct {
 	FatalGrace time.Duration
 	// Expect has the milestones without which a boot has failed.
 	Expect []Milestone
+	// Until ends the guest as soon as this milestone and those of Expect were
+	// reached: nothing else is expected of it then. For measurements; what a boot
+	// is to prove takes its done event. Not with BlockStats, which are those of a
+	// guest that ends by itself.
+	Until Milestone
 
 	// LogParent is the folder in which Run makes the folder of its logs;
 	// empty: the one for temporary files.
@@ -99,6 +107,9 @@ var Buses = []Bus{VirtioBlk, VirtioSCSI, NVMe, AHCI, USBStorage, SDHCI}
 
 // Drive is a disk of the guest.
 type Drive struct {
+	// Name is what the drive is called in Result.Disks; empty: driveN, the first
+	// drive 0. Names are unique.
+	Name     string
 	Path     string
 	Format   string // QEMU's name; empty: raw
 	Bus      Bus
@@ -116,8 +127,25 @@ type Drive struct {
 	SCSIAddr            bool
 	SCSITarget, SCSILUN int
 
-	BPSRead, BPSWrite   int64 // throttling in bytes a second; 0: none
-	IOPSRead, IOPSWrite int64 // throttling in requests a second; 0: none
+	// Throttling in bytes and in requests a second; 0: none. A total excludes the
+	// two limits that it is the sum of. See Storage for how exact it is.
+	BPSRead, BPSWrite, BPSTotal    int64
+	IOPSRead, IOPSWrite, IOPSTotal int64
+}
+
+func driveID(i int) string { return "drive" + strconv.Itoa(i) }
+
+// name gives the name of the drive with index i.
+func (d *Drive) name(i int) string {
+	if d.Name != "" {
+		return d.Name
+	}
+	return driveID(i)
+}
+
+// throttled says whether QEMU delays requests.
+func (d *Drive) throttled() bool {
+	return d.BPSRead|d.BPSWrite|d.BPSTotal|d.IOPSRead|d.IOPSWrite|d.IOPSTotal != 0
 }
 
 // PmemAlign is the granularity of persistent memory in bytes: both the
@@ -148,8 +176,8 @@ const (
 // Args gives QEMU's arguments. It looks at the sizes of persistent memory
 // images and at nothing else of the host. The accelerator must be KVM or TCG.
 //
-// The arguments expect the console's pipe as file descriptor 3 and the
-// events' as 4.
+// The arguments expect the console's pipe as file descriptor 3, the events' as
+// 4, and with BlockStats a socket as 5, on which QEMU is asked.
 func (m *Machine) Args() ([]string, error) {
 	a, err := m.arch()
 	if err != nil {
@@ -166,6 +194,9 @@ func (m *Machine) Args() ([]string, error) {
 	accel, err := m.accelArgs(a)
 	if err != nil {
 		return nil, err
+	}
+	if m.Until != "" && m.BlockStats {
+		return nil, fmt.Errorf("qemu: block statistics are those of a guest that ends by itself")
 	}
 	pmem, memmap, extraMiB, err := m.pmemArgs()
 	if err != nil {
@@ -192,6 +223,9 @@ func (m *Machine) Args() ([]string, error) {
 		"-add-fd", "fd=3,set=3", "-chardev", "file,id=console,path=/dev/fdset/3,append=on", "-serial", "chardev:console",
 		"-add-fd", "fd=4,set=4", "-chardev", "file,id=events,path=/dev/fdset/4,append=on")
 	args = append(args, a.eventsDevice...)
+	if m.BlockStats {
+		args = append(args, "-chardev", "socket,id=qmp,fd=5", "-mon", "chardev=qmp,mode=control")
+	}
 	if m.Firmware != nil {
 		args = append(args, m.Firmware.args()...)
 	} else {
@@ -295,7 +329,16 @@ func (m *Machine) pmemArgs() (args, words []string, extraMiB int, err error) {
 func (m *Machine) driveArgs() ([]string, error) {
 	var args []string
 	onBus := map[Bus]int{}
+	names := map[string]bool{}
 	for i, d := range m.Drives {
+		name := d.name(i)
+		if names[name] {
+			return nil, fmt.Errorf("qemu: drive %s: a second one with the name %q", d.Path, name)
+		}
+		names[name] = true
+		if m.ICount && d.throttled() {
+			return nil, fmt.Errorf("qemu: drive %s: throttling follows the host's clock, which instruction counting leaves", d.Path)
+		}
 		bus := d.Bus
 		if bus == "" {
 			bus = VirtioBlk
@@ -305,7 +348,7 @@ func (m *Machine) driveArgs() ([]string, error) {
 		}
 		n := onBus[bus]
 		onBus[bus]++
-		id := "drive" + strconv.Itoa(i)
+		id := driveID(i)
 
 		var controller, device string
 		switch bus {
@@ -372,6 +415,8 @@ func (d *Drive) check(bus Bus) error {
 		return fmt.Errorf("qemu: drive %s: %s has no WWN", d.Path, bus)
 	case d.SCSIAddr && bus != VirtioSCSI:
 		return fmt.Errorf("qemu: drive %s: %s has no SCSI address", d.Path, bus)
+	case d.BPSTotal != 0 && d.BPSRead|d.BPSWrite != 0, d.IOPSTotal != 0 && d.IOPSRead|d.IOPSWrite != 0:
+		return fmt.Errorf("qemu: drive %s: throttled both in total and by direction", d.Path)
 	case len(d.Serial) > maxSerialLen:
 		return fmt.Errorf("qemu: drive %s: serial %q is longer than %d", d.Path, d.Serial, maxSerialLen)
 	}
@@ -402,8 +447,8 @@ func (d *Drive) options(id string) string {
 		name  string
 		value int64
 	}{
-		{"bps-read", d.BPSRead}, {"bps-write", d.BPSWrite},
-		{"iops-read", d.IOPSRead}, {"iops-write", d.IOPSWrite},
+		{"bps-read", d.BPSRead}, {"bps-write", d.BPSWrite}, {"bps-total", d.BPSTotal},
+		{"iops-read", d.IOPSRead}, {"iops-write", d.IOPSWrite}, {"iops-total", d.IOPSTotal},
 	} {
 		if limit.value > 0 {
 			s += fmt.Sprintf(",throttling.%s=%d", limit.name, limit.value)

@@ -32,6 +32,13 @@ const (
 	small = " -m 1024 -smp 1 "
 )
 
+// throttled is a drive that had limits before.
+func throttled(s Storage) Drive {
+	d := Drive{Path: "a", Name: s.Name, BPSRead: 1, BPSWrite: 1, IOPSRead: 1, IOPSWrite: 1}
+	d.Throttle(s)
+	return d
+}
+
 func TestArgs(t *testing.T) {
 	pmem := fileOf(t, "odd", 5<<20+1)
 	even := fileOf(t, "even,comma", 6<<20)
@@ -79,6 +86,12 @@ func TestArgs(t *testing.T) {
 				" -drive if=none,id=drive2,file=c,format=raw -device ide-hd,bus=ahci.1,drive=drive2,serial=s" +
 				" -device qemu-xhci,id=xhci -drive if=none,id=drive3,file=d,format=raw -device usb-storage,bus=xhci.0,drive=drive3" +
 				" -device sdhci-pci -drive if=none,id=drive4,file=e,format=raw -device sd-card,drive=drive4"},
+		{"statistics", Machine{Accel: TCG, BlockStats: true}, base + tcg + small + strings.TrimSuffix(ports, " -kernel K") +
+			" -chardev socket,id=qmp,fd=5 -mon chardev=qmp,mode=control -kernel K -append <" + words + ">"},
+		{"storage", Machine{Accel: TCG, Drives: []Drive{throttled(SDCard), throttled(Unthrottled)}},
+			base + tcg + small + ports + " -append <" + words + ">" +
+				" -drive if=none,id=drive0,file=a,format=raw,throttling.bps-total=20000000,throttling.iops-total=1000 -device virtio-blk-pci,drive=drive0" +
+				" -drive if=none,id=drive1,file=a,format=raw -device virtio-blk-pci,drive=drive1"},
 		{"firmware", Machine{Accel: TCG, Firmware: &Firmware{Code: "C,", Vars: "V"}, Drives: []Drive{{Path: "a", Snapshot: true}}},
 			base + tcg + small + strings.TrimSuffix(ports, " -kernel K") +
 				" -drive if=pflash,format=raw,unit=0,readonly=on,file=C,, -drive if=pflash,format=raw,unit=1,file=V" +
@@ -125,6 +138,12 @@ func TestArgsErrors(t *testing.T) {
 		{drive(Drive{WriteLog: "l", Snapshot: true}), "a raw disk which is written"},
 		{drive(Drive{WriteLog: "l", ReadOnly: true}), "a raw disk which is written"},
 		{drive(Drive{WriteLog: "l", Format: "qcow2"}), "a raw disk which is written"},
+		{drive(Drive{BPSTotal: 1, BPSWrite: 1}), "both in total and by direction"},
+		{drive(Drive{IOPSTotal: 1, IOPSRead: 1}), "both in total and by direction"},
+		{Machine{ICount: true, Drives: []Drive{throttled(EMMC)}}, "throttling follows the host's clock"},
+		{Machine{ICount: true, Drives: []Drive{throttled(Unthrottled)}}, ""},
+		{Machine{Drives: []Drive{{Name: "root"}, {Name: "root"}}}, `a second one with the name "root"`},
+		{Machine{Drives: []Drive{{Name: "drive1"}, {}}}, `a second one with the name "drive1"`},
 		{drive(Drive{WWN: 1}), "virtio-blk has no WWN"},
 		{drive(Drive{Bus: NVMe, SCSIAddr: true}), "nvme has no SCSI address"},
 		{drive(Drive{Serial: "123456789012345678901"}), "longer than 20"},
@@ -154,6 +173,17 @@ func TestArgsErrors(t *testing.T) {
 	m := Machine{Accel: TCG}
 	if _, err := m.Args(); err == nil {
 		t.Error("no error without a kernel")
+	}
+}
+
+func TestParseStorage(t *testing.T) {
+	for _, want := range Storages {
+		if got, err := ParseStorage(want.Name); err != nil || got != want {
+			t.Errorf("ParseStorage(%q) = %+v, %v; want %+v", want.Name, got, err, want)
+		}
+	}
+	if _, err := ParseStorage("tape"); err == nil || !strings.Contains(err.Error(), `"tape"; it is one of unthrottled, nvme, emmc, sdcard`) {
+		t.Errorf("error = %v, want the names", err)
 	}
 }
 

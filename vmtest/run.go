@@ -33,10 +33,28 @@ type Result struct {
 
 	// Times has the milestones that were reached, in seconds on the guest's
 	// printk clock.
-	Times    map[Milestone]float64
+	Times map[Milestone]float64
+	// HostTimes has the same milestones in seconds of the host's clock since QEMU
+	// was started; nil with ICount. KernelStart is when the guest's clock began, or
+	// when its console did, if that was earlier.
+	HostTimes map[Milestone]float64
+	// Disks has what the guest has read from each drive, by its name, until it
+	// reached each milestone, and until AtEnd, as QEMU's block layer counts it. It
+	// is asked when the milestone shows on the console, or where it does not show
+	// there when its event comes, and answers some milliseconds later. Drives
+	// whose reads QEMU does not count, SD cards, are not there. Nil without
+	// Machine.BlockStats.
+	Disks map[string]map[string]BlockStats
+	// StatsError says why Disks is nil although it was asked for. QEMU had to be
+	// killed, for example.
+	StatsError error
+
 	Handover *Handover // nil: no handover line
 	Done     *Done     // nil: no done event
-	Events   []Event   // the first 32 MiB of them, the done event included
+	// Memory has what a probe in the tree, package memprobe, has sent, in its
+	// order.
+	Memory []MemorySample
+	Events []Event // the first 32 MiB of them, the done event included
 
 	Panic    string  // first line of a kernel panic
 	Fatal    string  // fatal line of storage-init
@@ -92,6 +110,10 @@ func Run(ctx context.Context, m Machine) (result *Result, err error) {
 
 	b := &boot{machine: &m, result: r, logs: logs}
 	b.console.times = r.Times
+	if !m.ICount {
+		r.HostTimes = map[Milestone]float64{}
+		b.console.hosts = r.HostTimes
+	}
 	bootErr := b.run(ctx, binary, args)
 	if err := m.removeCopies(logs.dir); err != nil {
 		return r, err
@@ -209,10 +231,12 @@ type boot struct {
 	console    console
 	transcript transcript
 	eventBytes int
+	stats      *statistics // nil: not wanted
 
 	start    time.Time
 	deadline time.Time // when QEMU is killed
 	timedOut bool      // the deadline is still that of the machine's timeout
+	enough   bool      // what the boot was for was reached
 }
 
 // piece is a line of one of the two serial ports.
@@ -243,9 +267,22 @@ func (b *boot) run(ctx context.Context, binary string, args []string) *BootError
 		return fail(ErrStart, err.Error())
 	}
 	defer stderr.Close()
+	given := []*os.File{consoleW, eventsW} // 3 and 4, as Args has it
+	if b.machine.BlockStats {
+		stats, theirs, err := newStatistics(b.machine.Drives)
+		if err != nil {
+			consoleW.Close()
+			eventsW.Close()
+			return fail(ErrStart, err.Error())
+		}
+		given = append(given, theirs)
+		b.stats = stats
+		b.console.onReached = func(m Milestone) { stats.at(string(m)) }
+		defer stats.hangUp()
+	}
 
 	cmd := exec.Command(binary, args...)
-	cmd.ExtraFiles = []*os.File{consoleW, eventsW} // 3 and 4, as Args has it
+	cmd.ExtraFiles = given
 	cmd.Stdout = stderr
 	cmd.Stderr = stderr
 	// The kernel sends the death signal when the thread that forked ends, so
@@ -255,10 +292,16 @@ func (b *boot) run(ctx context.Context, binary string, args []string) *BootError
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	b.start = time.Now()
 	err = cmd.Start()
-	consoleW.Close()
-	eventsW.Close()
+	for _, f := range given {
+		f.Close()
+	}
 	if err != nil {
 		return fail(ErrStart, err.Error())
+	}
+	var statsEnd <-chan struct{}
+	if b.stats != nil {
+		go b.stats.follow()
+		statsEnd = b.stats.finished
 	}
 
 	exited := make(chan error, 1)
@@ -276,7 +319,7 @@ func (b *boot) run(ctx context.Context, binary string, args []string) *BootError
 		<-done
 		close(readers)
 	}()
-	exitErr := b.watch(ctx, cmd.Process.Pid, pieces, readers, exited)
+	exitErr := b.watch(ctx, cmd.Process.Pid, pieces, readers, exited, statsEnd)
 	close(stop)
 
 	r := b.result
@@ -284,11 +327,17 @@ func (b *boot) run(ctx context.Context, binary string, args []string) *BootError
 	r.Handover, r.Panic, r.Fatal = b.console.handover, b.console.panic, b.console.fatal
 	r.Reset, r.Halted, r.LastS = b.console.reset, b.console.halted, b.console.lastGuest
 	r.Console = b.transcript.String()
+	if b.stats != nil {
+		// QEMU has ended. Something else may hold its end of the connection.
+		b.stats.hangUp()
+		<-b.stats.finished
+		r.Disks, r.StatsError = b.stats.result(r.Times)
+	}
 	return b.verdict(ctx, exitErr)
 }
 
 // watch follows the guest to the end of QEMU and gives QEMU's exit error.
-func (b *boot) watch(ctx context.Context, pid int, pieces <-chan piece, readers <-chan struct{}, exited <-chan error) error {
+func (b *boot) watch(ctx context.Context, pid int, pieces <-chan piece, readers <-chan struct{}, exited <-chan error, statsEnd <-chan struct{}) error {
 	timeout := b.machine.timeout()
 	b.deadline, b.timedOut = b.start.Add(timeout), true
 	timer := time.NewTimer(timeout)
@@ -302,9 +351,9 @@ func (b *boot) watch(ctx context.Context, pid int, pieces <-chan piece, readers 
 	cancelled := ctx.Done()
 	var exitErr error
 	for exited != nil || readers != nil {
+		before := b.deadline
 		select {
 		case p := <-pieces:
-			before := b.deadline
 			b.take(p)
 			if exited != nil && b.deadline != before {
 				timer.Reset(time.Until(b.deadline))
@@ -323,6 +372,12 @@ func (b *boot) watch(ctx context.Context, pid int, pieces <-chan piece, readers 
 			timer.Reset(drainGrace)
 		case <-readers:
 			readers = nil
+		case <-statsEnd:
+			statsEnd = nil
+			b.endAbandoned(time.Since(b.start))
+			if exited != nil && b.deadline != before {
+				timer.Reset(time.Until(b.deadline))
+			}
 		}
 	}
 	return exitErr
@@ -346,6 +401,10 @@ func (b *boot) take(p piece) {
 			b.machine.OnLine(l)
 		}
 	}
+	if !b.enough && b.machine.Until != "" && b.reached(b.machine.Until) && b.missing() == "" {
+		b.enough = true
+		b.endIn(p.at)
+	}
 	grace := b.machine.FatalGrace
 	if grace <= 0 {
 		grace = defaultFatalGrace
@@ -355,6 +414,15 @@ func (b *boot) take(p piece) {
 	}
 	if b.console.panic != "" && b.console.fatal == "" || b.console.halted {
 		b.endIn(p.at + panicGrace)
+	}
+	b.endAbandoned(p.at)
+}
+
+// endAbandoned ends a QEMU that waits, at the end of the guest, for an order
+// that will not come.
+func (b *boot) endAbandoned(at time.Duration) {
+	if (b.console.off || b.console.reset) && b.stats != nil && b.stats.abandoned() {
+		b.endIn(at + panicGrace)
 	}
 }
 
@@ -393,10 +461,13 @@ func (b *boot) event(p piece) {
 		}
 		b.result.Done = done
 		b.endIn(p.at + doneGrace)
+	case EventMemory:
+		var sample MemorySample
+		if json.Unmarshal(line, &sample) == nil && len(b.result.Memory) < maxMemory {
+			b.result.Memory = append(b.result.Memory, sample)
+		}
 	case EventMultiUser:
-		// systemd's own time is exact; its line on the console is placed by the
-		// host's clock, and is lost when a getty takes the console over.
-		b.result.Times[MultiUser] = head.UptimeS
+		b.console.multiUserAt(head.UptimeS, p.at)
 	}
 	if b.eventBytes+len(line) <= maxEvents || head.Event == EventDone {
 		b.eventBytes += len(line)
@@ -419,6 +490,8 @@ func (b *boot) verdict(ctx context.Context, exitErr error) *BootError {
 		return fail(ErrFatal, r.Fatal)
 	case r.Panic != "":
 		return fail(ErrPanic, r.Panic)
+	case b.enough && r.Done == nil:
+		return nil
 	case r.Done == nil && r.TimedOut:
 		return fail(ErrTimeout, fmt.Sprintf("no done event within %v, last line %q", b.machine.timeout(), lastLine(r.Console)))
 	case r.Done == nil && exitErr != nil && !r.Killed:
@@ -430,12 +503,26 @@ func (b *boot) verdict(ctx context.Context, exitErr error) *BootError {
 	case !r.Done.OK:
 		return fail(ErrNotOK, r.Done.Error)
 	}
-	for _, m := range b.machine.Expect {
-		if _, ok := r.Times[m]; !ok {
-			return fail(ErrMilestone, string(m))
-		}
+	if m := b.missing(); m != "" {
+		return fail(ErrMilestone, string(m))
 	}
 	return nil
+}
+
+func (b *boot) reached(m Milestone) bool {
+	_, ok := b.result.Times[m]
+	return ok
+}
+
+// missing gives the first expected milestone that was not reached, "" if all
+// were.
+func (b *boot) missing() Milestone {
+	for _, m := range b.machine.Expect {
+		if !b.reached(m) {
+			return m
+		}
+	}
+	return ""
 }
 
 func (m *Machine) timeout() time.Duration {

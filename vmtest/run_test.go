@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // fakeQEMU writes a shell script that stands for QEMU: it writes the console
@@ -65,6 +67,12 @@ func TestRun(t *testing.T) {
 		{"exit", saysInit, nil, ErrExit, "Run /init", false},
 		{"timeout", saysInit + sleeps, func(m *Machine) { m.Timeout = 300 * time.Millisecond }, ErrTimeout, "Run /init", true},
 		{"timeout of a wrapper", saysInit + forks, func(m *Machine) { m.Timeout = 300 * time.Millisecond }, ErrTimeout, "300ms", true},
+		{"until", saysInit + sleeps, func(m *Machine) { m.Until = KernelToInit }, nil, "", true},
+		{"until, with more expected", saysInit + sleeps, func(m *Machine) {
+			m.Until, m.Expect, m.Timeout = KernelToInit, []Milestone{HandedOver}, 300*time.Millisecond
+		}, ErrTimeout, "Run /init", true},
+		{"until, but a panic before", panics + saysInit + sleeps, func(m *Machine) { m.Until = KernelToInit }, ErrPanic, "VFS", true},
+		{"until never reached", saysInit, func(m *Machine) { m.Until = MultiUser }, ErrExit, "Run /init", false},
 		{"qemu's own error", "echo 'qemu: no such machine' >&2; exit 1", nil, ErrStart, "qemu: no such machine", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -120,9 +128,11 @@ func TestRunResult(t *testing.T) {
 		echo noise >&4
 		echo '{"event":"multi-user","uptime_s":2.25}' >&4
 		echo '{"event":"other","x":1}' >&4
+		echo '{"event":"memory","at":"init","available_kb":9,"cached_kb":3,"shmem_kb":2,"total_kb":20,"percpu_kb":1}' >&4
+		echo '{"event":"memory","at":7}' >&4
 		sleep 0.2
 		echo '<6>[    3.000000] x' >&3
-		printf '{"event":"done","ok":true,"mem_available_kb":5,"checks":{"a":[1]},"record":{"backend":"block","phases":[{"name":"p","start_us":1,"end_us":2}]}}' >&4`)
+		printf '{"event":"done","ok":true,"mem_available_kb":5,"mem_usable_kb":7,"mem_total_kb":20,"cached_kb":4,"shmem_kb":1,"checks":{"a":[1]},"record":{"backend":"block","phases":[{"name":"p","start_us":1,"end_us":2}]}}' >&4`)
 	m.Keep = true
 	var lines, events int
 	m.OnLine = func(Line) { lines++ }
@@ -136,6 +146,14 @@ func TestRunResult(t *testing.T) {
 			t.Errorf("%s = %v, want %v", milestone, got, want)
 		}
 	}
+	for milestone := range r.Times {
+		if host := r.HostTimes[milestone]; host < 0 || host > r.Wall.Seconds() {
+			t.Errorf("%s = %v on the host's clock, want it within %v", milestone, host, r.Wall)
+		}
+	}
+	if r.Disks != nil || r.StatsError != nil {
+		t.Errorf("statistics %v, %v; none were wanted", r.Disks, r.StatsError)
+	}
 	if got := r.Time(InitfsInit); got == nil || *got < 1.2 || *got > 3 {
 		t.Errorf("%s = %v, want it between 1.2 and 3", InitfsInit, got)
 	}
@@ -145,8 +163,15 @@ func TestRunResult(t *testing.T) {
 	if r.Handover == nil || r.Handover.US != 1200000 || r.LastS != 3 {
 		t.Errorf("handover %+v, last stamp %v; want 1200000 us, 3", r.Handover, r.LastS)
 	}
-	if lines != 5 || events != 3 || len(r.Events) != 3 {
-		t.Errorf("%d lines, %d and %d events, want 5, 3 and 3", lines, events, len(r.Events))
+	if lines != 5 || events != 5 || len(r.Events) != 5 {
+		t.Errorf("%d lines, %d and %d events, want 5, 5 and 5", lines, events, len(r.Events))
+	}
+	wantMemory := []MemorySample{
+		{At: AtInit, AvailableKB: 9, CachedKB: 3, ShmemKB: 2, TotalKB: 20, PerCPUKB: 1},
+		{At: AtMultiUser, AvailableKB: 5, CachedKB: 4, ShmemKB: 1, TotalKB: 20, PerCPUKB: 2},
+	}
+	if diff := cmp.Diff(wantMemory, append(r.Memory, r.Done.Memory())); diff != "" {
+		t.Errorf("memory (-want +got):\n%s", diff)
 	}
 	record, err := r.Done.BootRecord()
 	if err != nil || record.Backend != "block" || record.Phases[0].EndUS != 2 {
@@ -166,6 +191,82 @@ func TestRunResult(t *testing.T) {
 		if err != nil || !strings.Contains(string(got), want) {
 			t.Errorf("%s = %q, %v; want %q in it", name, got, err, want)
 		}
+	}
+}
+
+// Shell functions that answer QMP on descriptor 5.
+const (
+	qmpStarts = "echo '" + qmpGreeting + "' >&5; ok='" + qmpOK + "'\n" +
+		`command() { read -r line <&5; case $line in *"$1"*) echo "$ok" >&5 ;; *) echo "$line, not $1" >&2; exit 1 ;; esac; }
+		command qmp_capabilities` + "\n"
+	qmpArms = qmpStarts + "command set-action\n"
+	// Each query is answered with one more request.
+	qmpServes = qmpArms + `(n=0; while read -r line <&5; do case $line in
+		*query-blockstats*) n=$((n + 1)); echo '{"return":[{"device":"drive0","stats":{"rd_bytes":'$((n * 512))',"rd_operations":'$n'}}]}' >&5 ;;
+		*quit*) echo "$ok" >&5; exit ;;
+		esac; done) &` + "\n"
+	qmpShutdown = `echo '{"event":"SHUTDOWN","data":{"guest":true}}' >&5; wait` + "\n"
+	saysOff     = `echo '<6>[    2.600000] reboot: Power down' >&3` + "\n"
+)
+
+func TestRunStatistics(t *testing.T) {
+	const resets = `echo '<6>[    1.600000] reboot: Restarting system' >&3` + "\n"
+	for _, test := range []struct {
+		name   string
+		script string
+		err    error  // of the boot
+		stats  string // in StatsError; empty: statistics are there
+		killed bool
+	}{
+		{"good", qmpServes + saysInit + "sleep 0.3\n" + saysDone + saysOff + qmpShutdown, nil, "", false},
+		{"reset", qmpServes + saysInit + "sleep 0.3\n" + resets + qmpShutdown, ErrReset, "", false},
+		{"panic", qmpServes + saysInit + `echo '<0>[    1.500000] Kernel panic - not syncing: VFS' >&3; wait; sleep 100`, ErrPanic, "before the end of the guest", true},
+		{"hang", qmpServes + saysInit + "sleep 100", ErrTimeout, "before the end of the guest", true},
+		// QEMU was not yet told to wait.
+		{"no QMP", saysInit + saysDone + saysOff, nil, "greeting: QEMU has closed the connection", false},
+		{"garbage", "echo x >&5\n" + saysInit + saysDone + saysOff, nil, "greeting: message", false},
+		{"ends early", qmpStarts + saysInit + saysDone, nil, "set-action", false},
+		// From here on nobody would end it.
+		{"garbage later", qmpArms + "echo x >&5; exec 5>&-\n" + saysInit + saysDone + saysOff + sleeps, nil, `message "x`, true},
+		{"garbage after the power-off", qmpArms + saysInit + saysDone + saysOff + "sleep 0.3; echo x >&5\n" + sleeps, nil, "qmp: ", true},
+		{"garbage, reset", qmpArms + "echo x >&5\n" + saysInit + resets + sleeps, ErrReset, `message "x`, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m := fakeQEMU(t, test.script)
+			t.Parallel()
+			m.BlockStats = true
+			m.Drives = []Drive{{Path: "a", Name: "root"}}
+			if errors.Is(test.err, ErrTimeout) {
+				m.Timeout = time.Second
+			}
+			began := time.Now()
+			r, err := Run(context.Background(), m)
+			if took := time.Since(began); took > 10*time.Second {
+				t.Errorf("Run took %v", took)
+			}
+			if !errors.Is(err, test.err) || (err == nil) != (test.err == nil) {
+				t.Fatalf("error = %v, want %v", err, test.err)
+			}
+			if r.Killed != test.killed {
+				t.Errorf("killed = %v, want %v", r.Killed, test.killed)
+			}
+			if test.stats != "" {
+				if r.Disks != nil || r.StatsError == nil || !strings.Contains(r.StatsError.Error(), test.stats) {
+					t.Errorf("statistics %v, error %v; want none, and %q", r.Disks, r.StatsError, test.stats)
+				}
+				return
+			}
+			if r.StatsError != nil {
+				t.Fatal(r.StatsError)
+			}
+			start, init, end := r.Disks["root"][string(KernelStart)], r.Disks["root"][string(KernelToInit)], r.Disks["root"][AtEnd]
+			if start.Requests == 0 || init.Requests < start.Requests || end.Requests <= init.Requests || end.Bytes != 512*end.Requests {
+				t.Errorf("statistics = %v, want them to grow", r.Disks)
+			}
+			if len(r.Disks) != 1 || len(r.Disks["root"]) != 3 {
+				t.Errorf("statistics = %v, want one drive and three moments", r.Disks)
+			}
+		})
 	}
 }
 

@@ -1,6 +1,7 @@
 package kmod
 
 import (
+	"bufio"
 	"bytes"
 	"debug/elf"
 	"errors"
@@ -52,15 +53,32 @@ func unpack(ext string, packed []byte) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("unknown compression %q", ext)
 	}
-	r, err := compress.NewReader(format, bytes.NewReader(packed))
+	var data bytes.Buffer
+	_, err := Unpack(&data, bufio.NewReader(bytes.NewReader(packed)), format)
+	return data.Bytes(), err
+}
+
+// Unpack writes the module that in holds, packed in this format, and gives the
+// size that it has unpacked. Bytes behind the packed data are an error: what
+// loads modules may take them for more of it, or not.
+func Unpack(out io.Writer, in *bufio.Reader, format compress.Format) (sizeBytes int64, err error) {
+	r, err := compress.NewReader(format, in)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	data, err := io.ReadAll(io.LimitReader(r, maxModuleBytes+1))
-	if err == nil && len(data) > maxModuleBytes {
-		err = fmt.Errorf("more than %d bytes", maxModuleBytes)
+	sizeBytes, err = io.Copy(out, io.LimitReader(r, maxModuleBytes+1))
+	if err = errors.Join(err, r.Close()); err != nil {
+		return 0, err
 	}
-	return data, errors.Join(err, r.Close())
+	if sizeBytes > maxModuleBytes {
+		return 0, fmt.Errorf("module has more than %d bytes", maxModuleBytes)
+	}
+	if _, err := in.ReadByte(); err == nil {
+		return 0, fmt.Errorf("bytes behind the end of the %s data", format)
+	} else if !errors.Is(err, io.EOF) {
+		return 0, err
+	}
+	return sizeBytes, nil
 }
 
 // Firmware returns the firmware files that a module's .modinfo section names,

@@ -10,32 +10,48 @@ import (
 	"io"
 )
 
-const signatureMagic = "~Module signature appended~\n"
+const (
+	signatureMagic = "~Module signature appended~\n"
+	// signatureTrailer is the size of struct module_signature.
+	signatureTrailer = 12
+	// SignatureTailBytes is how much of a module's end tells its signature.
+	SignatureTailBytes = signatureTrailer + int64(len(signatureMagic))
+)
 
-// splitSignature takes a module and its signature apart; a module without one
-// is returned as it is.
+// SignatureSize gives the size of the signature that is appended to a module, 0
+// if there is none. tail is its end, at least SignatureTailBytes of it or all.
 //
 // Behind the module lie the signer's name, the key's identifier and the
 // signature, then struct module_signature with their lengths, then the magic
 // (include/linux/module_signature.h).
-func splitSignature(module []byte) (code, signature []byte, err error) {
-	rest, ok := bytes.CutSuffix(module, []byte(signatureMagic))
+func SignatureSize(tail []byte, moduleBytes int64) (int64, error) {
+	rest, ok := bytes.CutSuffix(tail, []byte(signatureMagic))
 	if !ok {
-		return module, nil, nil
+		return 0, nil
 	}
-	const trailerBytes = 12
-	if len(rest) < trailerBytes {
-		return nil, nil, io.ErrUnexpectedEOF
+	if len(rest) < signatureTrailer {
+		return 0, fmt.Errorf("module signature: %w", io.ErrUnexpectedEOF)
 	}
-	rest, trailer := rest[:len(rest)-trailerBytes], rest[len(rest)-trailerBytes:]
+	trailer := rest[len(rest)-signatureTrailer:]
 	// The bytes of the trailer: algo, hash, id_type, signer_len, key_id_len,
 	// three of padding, sig_len as a big-endian word.
-	signatureBytes := int64(binary.BigEndian.Uint32(trailer[8:]))
-	cut := int64(trailer[3]) + int64(trailer[4]) + signatureBytes
-	if cut >= int64(len(rest)) {
-		return nil, nil, errors.New("it claims to be longer than the module")
+	size := int64(trailer[3]) + int64(trailer[4]) + int64(binary.BigEndian.Uint32(trailer[8:])) + SignatureTailBytes
+	if size >= moduleBytes {
+		return 0, errors.New("module signature: it claims to be longer than the module")
 	}
-	return rest[:int64(len(rest))-cut], rest[int64(len(rest))-signatureBytes:], nil
+	return size, nil
+}
+
+// splitSignature takes a module and the message of its signature apart; a module
+// without one is returned as it is.
+func splitSignature(module []byte) (code, signature []byte, err error) {
+	size, err := SignatureSize(module, int64(len(module)))
+	if err != nil || size == 0 {
+		return module, nil, err
+	}
+	code, rest := module[:int64(len(module))-size], module[:int64(len(module))-SignatureTailBytes]
+	trailer := module[len(rest):]
+	return code, rest[len(rest)-int(binary.BigEndian.Uint32(trailer[8:])):], nil
 }
 
 // StripSignature cuts off the signature that is appended to a module; a module
@@ -43,10 +59,7 @@ func splitSignature(module []byte) (code, signature []byte, err error) {
 // a valid signature, and refuses it under lockdown.
 func StripSignature(module []byte) ([]byte, error) {
 	code, _, err := splitSignature(module)
-	if err != nil {
-		return nil, fmt.Errorf("strip module signature: %w", err)
-	}
-	return code, nil
+	return code, err
 }
 
 // digests are the names that the kernel's crypto API has for the algorithms by

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"initoverlayfs/builder"
 	"initoverlayfs/disk"
@@ -36,6 +37,7 @@ type bootFlags struct {
 	appendWords        string
 	memoryMiB, cpus    int
 	accel, qemu, arch  string
+	cpu                string
 	virtioPmem         bool
 	icount             bool
 	timeout            time.Duration
@@ -54,7 +56,11 @@ func (a *app) bootCommand() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context, _ []string) error { return a.boot(ctx, &f) }),
 	}
-	p := cmd.Flags()
+	f.add(cmd.Flags())
+	return cmd
+}
+
+func (f *bootFlags) add(p *pflag.FlagSet) {
 	p.StringVar(&f.dir, "dir", ".", "`DIR` that build wrote")
 	p.StringVar(&f.kver, "kver", "", "kernel `VERSION` of the build")
 	p.StringVar(&f.kernel, "kernel", "", "kernel `FILE` (default /boot/vmlinuz-VERSION)")
@@ -69,6 +75,7 @@ func (a *app) bootCommand() *cobra.Command {
 	p.StringVar(&f.appendWords, "append", "", "further `WORDS` of the kernel command line")
 	p.IntVar(&f.memoryMiB, "memory", 1024, "`MIB` of memory that the guest can use")
 	p.IntVar(&f.cpus, "cpus", 1, "`NUMBER` of CPUs")
+	p.StringVar(&f.cpu, "cpu", "", "QEMU's `MODEL` of the CPU (default: host under KVM, the fastest under TCG)")
 	p.StringVar(&f.accel, "accel", string(vmtest.Auto), "`ACCELERATOR`: auto, kvm or tcg")
 	p.StringVar(&f.qemu, "qemu", "", "QEMU's `PROGRAM` (default: the architecture's, in PATH)")
 	p.StringVar(&f.arch, "arch", "", "`ARCH` of the guest (default amd64)")
@@ -78,7 +85,6 @@ func (a *app) bootCommand() *cobra.Command {
 	p.BoolVar(&f.console, "console", false, "print the guest's console while it boots")
 	p.BoolVar(&f.keep, "keep", false, "keep the logs of a boot that succeeded")
 	p.BoolVar(&f.asJSON, "json", false, "print JSON")
-	return cmd
 }
 
 // bootJSON is the document of `boot --json`. Times are seconds on the guest's
@@ -200,7 +206,7 @@ func (a *app) printBoot(doc bootJSON, withRoot bool) error {
 // when it is no longer needed.
 func (f *bootFlags) machine(ctx context.Context) (m vmtest.Machine, backend string, cleanup func(), err error) {
 	m = vmtest.Machine{
-		Arch: f.arch, QEMU: f.qemu, Kernel: f.kernel, MemoryMiB: f.memoryMiB, CPUs: f.cpus,
+		Arch: f.arch, QEMU: f.qemu, Kernel: f.kernel, MemoryMiB: f.memoryMiB, CPUs: f.cpus, CPU: f.cpu,
 		ICount: f.icount, Timeout: f.timeout, Keep: f.keep,
 		Expect: []vmtest.Milestone{vmtest.KernelToInit, vmtest.InitfsInit},
 	}
@@ -273,7 +279,7 @@ func (f *bootFlags) attachDisk(m *vmtest.Machine) error {
 			return hinted{err, "install ovmf (Debian) or edk2-ovmf, or name its files with --firmware and --firmware-vars"}
 		}
 	}
-	m.Drives = append(m.Drives, vmtest.Drive{Path: f.disk, Format: format, Snapshot: true})
+	m.Drives = append(m.Drives, vmtest.Drive{Name: "disk", Path: f.disk, Format: format, Snapshot: true})
 	m.Expect = append(m.Expect, vmtest.MultiUser)
 	return nil
 }
@@ -348,7 +354,7 @@ func (f *bootFlags) attachBuild(ctx context.Context, m *vmtest.Machine) (backend
 // image too, and is then one disk.
 func (f *bootFlags) attachGivenBootDisk(m *vmtest.Machine) {
 	if f.bootDisk != "" && f.bootDisk != f.rootDisk {
-		m.Drives = append(m.Drives, vmtest.Drive{Path: f.bootDisk, Snapshot: true})
+		m.Drives = append(m.Drives, vmtest.Drive{Name: "boot", Path: f.bootDisk, Snapshot: true})
 	}
 }
 
@@ -376,7 +382,9 @@ func (f *bootFlags) readManifest() (*bootconf.Manifest, error) {
 
 // attachPmem adds the image as persistent memory, besides the memory that the
 // guest is to have. The loader puts the initramfs at the end of the memory,
-// which is why the region does not lie there.
+// which is why the region does not lie there. It is placed so that all but its
+// begin can be given back as RAM; a guest that is too small for that gets the
+// least that holds the image.
 func (f *bootFlags) attachPmem(m *vmtest.Machine, image string) error {
 	info, err := os.Stat(image)
 	if err != nil {
@@ -384,9 +392,13 @@ func (f *bootFlags) attachPmem(m *vmtest.Machine, image string) error {
 	}
 	p := vmtest.Pmem{Path: image, Virtio: f.virtioPmem}
 	if !p.Virtio {
-		const alignMiB = vmtest.PmemAlign >> 20
-		p.SizeMiB = int((info.Size()+vmtest.PmemAlign-1)/vmtest.PmemAlign) * alignMiB
-		p.AddrMiB = min(512, f.memoryMiB/2/alignMiB*alignMiB)
+		const blockMiB, headMiB, alignMiB = bootconf.MemoryBlock >> 20, bootconf.RegionHead >> 20, vmtest.PmemAlign >> 20
+		p.SizeMiB = int(bootconf.RegionFor(info.Size()).Size >> 20)
+		p.AddrMiB = min(512, (f.memoryMiB/2+headMiB)/blockMiB*blockMiB) - headMiB
+		if p.AddrMiB < 0 {
+			p.SizeMiB = int((info.Size()+vmtest.PmemAlign-1)/vmtest.PmemAlign) * alignMiB
+			p.AddrMiB = f.memoryMiB / 2 / alignMiB * alignMiB
+		}
 		m.MemoryMiB += p.SizeMiB
 	}
 	m.Pmem = append(m.Pmem, p)
@@ -398,7 +410,9 @@ func (f *bootFlags) attachPmem(m *vmtest.Machine, image string) error {
 // then passed.
 func (f *bootFlags) attachBootDisk(ctx context.Context, m *vmtest.Machine, backend bootconf.Backend, config bootconf.Config, image string) (cleanup func(), err error) {
 	part := disk.Partition{Label: "initoverlayfs"}
+	name := "image"
 	if backend.OnBootfs() {
+		name = "boot"
 		part.FS = firstOf(f.bootfsType, config.BootfsType, "ext4")
 		part.Files = map[string]string{config.FS: image}
 	} else {
@@ -429,7 +443,7 @@ func (f *bootFlags) attachBootDisk(ctx context.Context, m *vmtest.Machine, backe
 	if err != nil {
 		return cleanup, err
 	}
-	m.Drives = append(m.Drives, vmtest.Drive{Path: path, Snapshot: true})
+	m.Drives = append(m.Drives, vmtest.Drive{Name: name, Path: path, Snapshot: true})
 	if config.Bootfs.IsZero() {
 		m.Append = append(m.Append, bootconf.CmdlinePrefix+"bootfs=PARTUUID="+parts[0].GUID)
 	}
@@ -438,7 +452,7 @@ func (f *bootFlags) attachBootDisk(ctx context.Context, m *vmtest.Machine, backe
 
 // attachRoot adds the root disk, and root= unless the command line has it.
 func (f *bootFlags) attachRoot(m *vmtest.Machine) error {
-	m.Drives = append(m.Drives, vmtest.Drive{Path: f.rootDisk, Snapshot: true})
+	m.Drives = append(m.Drives, vmtest.Drive{Name: "root", Path: f.rootDisk, Snapshot: true})
 	m.Expect = append(m.Expect, vmtest.MultiUser)
 	for word := range bootconf.Words(f.appendWords) {
 		if strings.HasPrefix(word, "root=") {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path"
 	"runtime"
 	"slices"
 	"strings"
@@ -36,10 +37,17 @@ var configFlags = []struct{ flag, key, usage string }{
 	{"fstype", "fstype", "`TYPE` of the image: erofs"},
 	{"scsi-addr", "scsi.addr", "the only LUN to look at, `HOST:CHANNEL:TARGET:LUN`"},
 	{"timeout", "timeout", "`SECONDS` to wait for the device (default 30)"},
+	{"return-memory", "return_memory", "yes or no: give memory that memmap= reserves for the image back after the boot (default yes)"},
 	{"overlay-size", "overlay_size", "`SIZE` of the writable layer, with K, M, G or % (default 50%)"},
 	{"init", "init", "`PATH` of the full tree's init (default /init, then /sbin/init)"},
 	{"on-failure", "on_failure", "`POLICY`: reboot[:SECONDS], halt or panic (default reboot:10)"},
 }
+
+// A flag of all verbs that make images with names of modules that stay.
+const (
+	keepModulesFlag  = "keep-compressed-modules"
+	keepModulesUsage = "leave compressed modules in the image as they are: it is smaller, and each boot unpacks them"
+)
 
 func (a *app) buildCommand() *cobra.Command {
 	var f buildFlags
@@ -74,7 +82,9 @@ func (a *app) buildCommand() *cobra.Command {
 	p.StringArrayVar(&o.Modules, "module", nil, "further `MODULE` to load at every boot")
 	p.StringSliceVar(&o.Storage, "storage", nil, "`DRIVERS` of the boot device: "+strings.Join(builder.StorageNames(), ", ")+" (default all)")
 	p.BoolVar(&o.HostOnly, "hostonly", false, "take the drivers of this machine's boot filesystem")
-	p.BoolVar(&o.StripModuleSignature, "strip-module-signatures", false, "load modules faster and taint the kernel; lockdown refuses them")
+	p.BoolVar(&o.StripModuleSignature, "strip-module-signatures", false,
+		"load modules faster and taint the kernel, from the mini-initramfs and from the image; lockdown refuses them")
+	p.BoolVar(&o.KeepCompressedModules, keepModulesFlag, false, keepModulesUsage)
 	p.StringVar(&f.compress, "compress", string(compress.Zstd), "`ALGORITHM` of the mini-initramfs: zstd, lz4, gzip, xz or none")
 	p.StringVar(&o.Arch, "arch", runtime.GOARCH, "`ARCH` of the kernel, as Go names it")
 	f.layout.add(p, "that of --kver")
@@ -155,12 +165,51 @@ func (a *app) printManifest(m *bootconf.Manifest, asJSON bool) error {
 	}
 	_, err := fmt.Fprintf(a.stdout, "%s  %d bytes, %d modules\n%s  %d bytes, UUID %s\n",
 		m.Mini.File, m.Mini.Size, len(m.Mini.Modules), m.Image.File, m.Image.Size, m.Image.UUID)
-	for _, c := range m.Changes {
+	if r := m.Image.Region; r != nil && err == nil {
+		_, err = fmt.Fprintf(a.stdout, "memory that comes back whole: %d MiB, %d MiB below a multiple of %d MiB, as %s\n",
+			r.Size>>20, r.Below>>20, r.Align>>20, r.Memmap)
+	}
+	for _, line := range changeLines(m.Changes) {
 		if err == nil {
-			_, err = fmt.Fprintf(a.stdout, "changed /%s: %s\n", c.Path, c.Reason)
+			_, err = fmt.Fprintln(a.stdout, line)
 		}
 	}
 	return err
+}
+
+// changeLines tells changes to people: those of one reason by their paths, or
+// by their number and the folder that they have in common. The manifest has
+// each.
+func changeLines(changes []bootconf.Change) (lines []string) {
+	const most = 4 // paths of one reason
+	paths := make(map[string][]string)
+	for _, c := range changes {
+		paths[c.Reason] = append(paths[c.Reason], c.Path)
+	}
+	for _, c := range changes {
+		group := paths[c.Reason]
+		switch {
+		case len(group) <= most:
+			lines = append(lines, fmt.Sprintf("changed /%s: %s", c.Path, c.Reason))
+		case c.Path == group[0]:
+			lines = append(lines, fmt.Sprintf("changed %d files below /%s: %s", len(group), commonDir(group), c.Reason))
+		}
+	}
+	return lines
+}
+
+// commonDir is the innermost folder of all these paths.
+func commonDir(paths []string) string {
+	common := strings.Split(path.Dir(paths[0]), "/")
+	for _, p := range paths[1:] {
+		parts := strings.Split(path.Dir(p), "/")
+		n := 0
+		for n < min(len(common), len(parts)) && common[n] == parts[n] {
+			n++
+		}
+		common = common[:n]
+	}
+	return strings.Join(common, "/")
 }
 
 // must is for what only a mistake in this program can make fail.

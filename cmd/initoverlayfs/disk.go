@@ -34,6 +34,7 @@ type diskFlags struct {
 	kernel, initramfs    string
 	root, previous       string
 	bootOn, loader       string
+	defaultEntry         string
 	loaderFile, token    string
 	appendWords          string
 	menuTimeout          int
@@ -65,6 +66,9 @@ const (
 	loaderGrub    = "grub"
 	loaderNone    = "none"
 )
+
+// menuRoles are the entries of the menu, in its order.
+var menuRoles = []string{"pair", "plain", "previous"}
 
 // efiNames has the names of an architecture in UEFI, by Go's names.
 var efiNames = map[string]string{
@@ -118,6 +122,7 @@ func (f *diskFlags) add(p *pflag.FlagSet) {
 	p.StringVar(&f.loader, "bootloader", loaderSystemd, "`LOADER`: systemd-boot, grub, or none for the entries alone")
 	p.StringVar(&f.loaderFile, "systemd-boot", "", "`FILE` of systemd-boot (default: the distribution's)")
 	p.StringVar(&f.token, "entry-token", "linux", "`NAME` that the boot entries begin with")
+	p.StringVar(&f.defaultEntry, "default", "", "`ENTRY` that is booted unless one is chosen: pair, plain or previous (default: the first)")
 	p.IntVar(&f.menuTimeout, "menu-timeout", 3, "`SECONDS` that the menu waits")
 	p.StringVar(&f.appendWords, "append", "", "further `WORDS` of the kernel command line, of every entry")
 	p.StringVar(&f.sizeESP, "size-esp", "", "`SIZE` of the EFI system partition, with M or G (default: three times what it holds, at least 256M)")
@@ -276,6 +281,10 @@ func (a *app) planDisk(ctx context.Context, f *diskFlags, p *pflag.FlagSet) (*di
 		return nil, usageErrorf("--format: unknown format %q; it is %s or %s", f.format, disk.Raw, disk.QCOW2)
 	case f.token == "" || strings.ContainsAny(f.token, "/ \t\n") || strings.HasPrefix(f.token, "."):
 		return nil, usageErrorf("--entry-token: %q is not a name", f.token)
+	case f.defaultEntry != "" && !slices.Contains(menuRoles, f.defaultEntry):
+		return nil, usageErrorf("--default: unknown entry %q; it is %s", f.defaultEntry, strings.Join(menuRoles, ", "))
+	case f.defaultEntry == menuRoles[2] && f.previous == "":
+		return nil, usageErrorf("--default: the disk has no previous pair without --previous")
 	case f.menuTimeout < 0:
 		return nil, usageErrorf("--menu-timeout: %d is negative", f.menuTimeout)
 	case strings.ContainsAny(f.appendWords, "\n"):
@@ -666,6 +675,10 @@ func (plan *diskPlan) addLoader(ctx context.Context, esp map[string]string, entr
 	f := plan.f
 	program, config := plan.loader, "/loader/loader.conf"
 	text := "timeout " + strconv.Itoa(f.menuTimeout) + "\n"
+	chosen := max(0, slices.Index(menuRoles, f.defaultEntry))
+	if f.defaultEntry != "" {
+		text += "default " + entries[chosen].File + "\n"
+	}
 	switch {
 	case f.loader == loaderNone:
 		return nil
@@ -673,7 +686,7 @@ func (plan *diskPlan) addLoader(ctx context.Context, esp map[string]string, entr
 		if program, err = plan.grub.make(ctx, plan.work, serial); err != nil {
 			return err
 		}
-		config, text = grubMenuPath, grubMenu(entries, f.menuTimeout)
+		config, text = grubMenuPath, grubMenu(entries, chosen, f.menuTimeout)
 	}
 	host := filepath.Join(plan.work, filepath.Base(config))
 	esp[config] = host

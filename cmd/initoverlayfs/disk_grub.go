@@ -69,9 +69,9 @@ func (g *grubTools) make(ctx context.Context, work, serial string) (path string,
 }
 
 // grubMenu has the entries in their order.
-func grubMenu(entries []diskEntry, timeout int) string {
+func grubMenu(entries []diskEntry, chosen, timeout int) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "set default=0\nset timeout=%d\n", timeout)
+	fmt.Fprintf(&b, "set default=%d\nset timeout=%d\n", chosen, timeout)
 	for _, e := range entries {
 		fmt.Fprintf(&b, "menuentry %s --id %s {\n\tlinux %s", grubQuote(e.Title), grubQuote(strings.TrimSuffix(e.File, ".conf")), grubQuote(e.linux))
 		// GRUB itself puts quotes around a word with blanks.

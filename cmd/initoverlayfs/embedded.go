@@ -24,11 +24,10 @@ import (
 // Granularities of memory, in bytes.
 const (
 	// pmemAlign is that of a region: both its address and its size.
-	pmemAlign = 2 << 20
-	// memoryBlock is that of memory which is given back as RAM. What comes back
-	// are whole blocks, and the region's first pmemAlign bytes hold the
-	// kernel's bookkeeping, so a region begins that much below a block.
-	memoryBlock = 128 << 20
+	pmemAlign = bootconf.RegionHead
+	// memoryBlock is that of memory which is given back as RAM. A region begins
+	// pmemAlign below a block, as its first bytes do not come back.
+	memoryBlock = bootconf.MemoryBlock
 	// memoryRoom stays free behind the region: a boot loader runs, and QEMU puts
 	// the initramfs, at the memory's end.
 	memoryRoom = 64 << 20

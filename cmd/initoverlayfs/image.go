@@ -37,6 +37,7 @@ type layoutFlags struct {
 	kernel   string
 	mkfs     string
 	blobs    string
+	boot     string
 }
 
 // add adds the flags; kernel says for which one the image is made by default.
@@ -50,6 +51,9 @@ func (l *layoutFlags) add(f *pflag.FlagSet, kernel string) {
 	f.StringVar(&l.kernel, "kernel-version", "", "oldest Linux `VERSION` that has to read the image (default "+kernel+")")
 	f.StringVar(&l.blobs, "blobs", "", "`DIR` of blobs, which images share: contents that none of them has make a new one\n"+
 		"(needs --image-compress none and Linux 5.16)")
+	f.StringVar(&l.boot, "boot-files", "auto", "`LIST` of what every boot reads, which lies in front and is not compressed: auto for\n"+
+		"the init, the programs that it always starts and their libraries; none; or a file with\n"+
+		"a path a line, in the order of their use")
 	f.StringVar(&l.mkfs, "mkfs", "native", "image `PRODUCER`: native or mkfs.erofs")
 }
 
@@ -74,6 +78,9 @@ func (l *layoutFlags) options() (builder.Producer, builder.ImageOptions, error) 
 	}
 	if o.Features, err = builder.ParseImageFeatures(l.features); err != nil {
 		return nil, o, usageErrorf("--image-features: %v", err)
+	}
+	if o.BootFiles, err = builder.ParseBootFiles(l.boot); err != nil {
+		return nil, o, fmt.Errorf("--boot-files: %w", err)
 	}
 	if l.kernel != "" {
 		if o.Kernel, err = erofs.ParseKernelVersion(l.kernel); err != nil {

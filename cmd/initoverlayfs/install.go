@@ -47,7 +47,7 @@ func (a *app) installCommand() *cobra.Command {
 	var layout layoutFlags
 	var initramfs, workDir, storageInit, modulesDir, compression string
 	var storage []string
-	var hostOnly, force, asJSON bool
+	var hostOnly, keepModules, force, asJSON bool
 	values := make([]string, len(configFlags))
 	cmd := &cobra.Command{
 		Use:   "install VERSION",
@@ -70,6 +70,7 @@ func (a *app) installCommand() *cobra.Command {
 	p.StringVar(&compression, "compress", string(compress.Zstd), "`ALGORITHM` of the mini-initramfs: zstd, lz4, gzip, xz or none")
 	p.StringSliceVar(&storage, "storage", nil, "`DRIVERS` of the boot device: "+strings.Join(builder.StorageNames(), ", ")+" (default all)")
 	p.BoolVar(&hostOnly, "hostonly", false, "take the drivers of this machine's boot filesystem")
+	p.BoolVar(&keepModules, keepModulesFlag, false, keepModulesUsage)
 	layout.add(p, "VERSION")
 	for i, c := range configFlags {
 		if !slices.Contains(installedKeys, c.key) {
@@ -103,6 +104,7 @@ func (a *app) installCommand() *cobra.Command {
 			return err
 		}
 		b.StorageInit, b.ModulesDir, b.Storage, b.HostOnly = storageInit, modulesDir, storage, hostOnly
+		b.KeepCompressedModules = keepModules
 		r, err := install.Install(ctx, o)
 		if err != nil {
 			return err

@@ -104,7 +104,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.PersistentFlags().BoolVarP(&a.quiet, "quiet", "q", false, "print no progress")
-	root.AddCommand(a.buildCommand(), a.imageCommand(), a.bootCommand(), a.diskCommand(),
+	root.AddCommand(a.buildCommand(), a.imageCommand(), a.bootCommand(), a.benchCommand(), a.diskCommand(),
 		a.installCommand(), a.removeCommand(), a.statusCommand(), a.verifyCommand(), a.hookCommand(), a.freezeCommand())
 	return root
 }

@@ -26,6 +26,9 @@ var AutoOrder = []Backend{PmemDAX, Pmem, Embedded, Block, File, Loop, RAM}
 // OnBootfs reports whether the image is a file on the boot filesystem.
 func (b Backend) OnBootfs() bool { return b == Loop || b == File || b == RAM }
 
+// InMemory reports whether the image is persistent memory.
+func (b Backend) InMemory() bool { return b == Pmem || b == PmemDAX }
+
 // ParseBackends reads the value of the backend key: a backend's name, `auto`,
 // or `auto:` and a comma-separated list. auto is true for the last two.
 func ParseBackends(s string) (list []Backend, auto bool, err error) {
@@ -185,6 +188,9 @@ type Config struct {
 	OverlaySize    string // a tmpfs size: bytes with K, M or G, or percent
 	Init           string // empty: /init, then /sbin/init
 	OnFailure      FailurePolicy
+	// ReturnMemory gives the region that memmap= has set aside for the image
+	// back to the booted system, once the image is no longer used.
+	ReturnMemory bool
 }
 
 // Default is the configuration before any file is read.
@@ -196,6 +202,7 @@ func Default() Config {
 		TimeoutSeconds: defaultTimeout,
 		OverlaySize:    defaultOverlaySize,
 		OnFailure:      FailurePolicy{Reboot, defaultRebootSeconds},
+		ReturnMemory:   true,
 	}
 }
 
@@ -281,6 +288,11 @@ func (c *Config) Set(key, value string) error {
 		if p, err = ParseFailurePolicy(value); err == nil {
 			c.OnFailure = p
 		}
+	case "return_memory":
+		if value != "yes" && value != "no" {
+			return errors.New("bad value " + strconv.Quote(value) + "; it is yes or no")
+		}
+		c.ReturnMemory = value == "yes"
 	default:
 		return ErrUnknownKey
 	}
@@ -415,6 +427,9 @@ func (c *Config) Format() string {
 	put("overlay_size", c.OverlaySize, d.OverlaySize)
 	put("init", c.Init, "")
 	put("on_failure", c.OnFailure.String(), d.OnFailure.String())
+	if !c.ReturnMemory {
+		put("return_memory", "no", "")
+	}
 	return b.String()
 }
 

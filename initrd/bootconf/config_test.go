@@ -80,6 +80,8 @@ func TestSetTakesGoodValues(t *testing.T) {
 		{"on_failure", "reboot:0", func(c *Config) { c.OnFailure = FailurePolicy{Reboot, 0} }},
 		{"on_failure", "reboot:86400", func(c *Config) { c.OnFailure = FailurePolicy{Reboot, 86400} }},
 		{"on_failure", "halt", func(c *Config) { c.OnFailure = FailurePolicy{Action: Halt} }},
+		{"return_memory", "yes", func(c *Config) { c.ReturnMemory = true }},
+		{"return_memory", "no", func(c *Config) { c.ReturnMemory = false }},
 		{"on_failure", "panic", func(c *Config) { c.OnFailure = FailurePolicy{Action: Panic} }},
 	} {
 		t.Run(test.key+" "+test.value, func(t *testing.T) {
@@ -100,17 +102,18 @@ func TestSetRefusesBadValues(t *testing.T) {
 		"backend": {"", "disk", "Block", "block,loop", "auto:", "auto:block,", "auto:auto", "auto,block", "block "},
 		"bootfs": {"", "boot", "UUID", "UUID=", "LABEL=", `LABEL=""`, "ID=1", "uuid=1", "/boot", "/dev/",
 			"/dev/../etc/passwd", "/dev/x/../y", "/dev/.."},
-		"bootfs_hint":  {"", "sda2", "/sda2", "dev/sda2"},
-		"fs":           {"", "x.img", "../x", "/../x", "/a/../b", "/a/.."},
-		"fstype":       {"", "squashfs", "EROFS"},
-		"device":       {"", ",", "/a,", ",/a", "/a,b", "a.blob", "/a/../b", "/dev/../a", "LABEL="},
-		"scsi.addr":    {"", "0", "0:0:0", "0:0:0:0:0", "a:0:0:0", "-1:0:0:0", "+1:0:0:0", "0::0:0", "0:0:0:18446744073709551616"},
-		"image_uuid":   {"", "x", testUUID + "0", testUUID[1:], strings.Replace(testUUID, "f", "g", 1), "+" + testUUID[1:]},
-		"image_size":   {"", "0", "-1", "4K", "4096.0", "9223372036854775808", "0x1000"},
-		"timeout":      {"", "-1", "86401", "30s", "1.5"},
-		"overlay_size": {"", "0", "0%", "101%", "%", "K", "10T", "-1", "10KK", "1e6", "1099511627776"},
-		"init":         {"", "init", "./init"},
-		"on_failure":   {"", "reboot:", "reboot:-1", "reboot:86401", "reboot:x", "halt:1", "panic:1", "Halt", "restart"},
+		"bootfs_hint":   {"", "sda2", "/sda2", "dev/sda2"},
+		"fs":            {"", "x.img", "../x", "/../x", "/a/../b", "/a/.."},
+		"fstype":        {"", "squashfs", "EROFS"},
+		"device":        {"", ",", "/a,", ",/a", "/a,b", "a.blob", "/a/../b", "/dev/../a", "LABEL="},
+		"scsi.addr":     {"", "0", "0:0:0", "0:0:0:0:0", "a:0:0:0", "-1:0:0:0", "+1:0:0:0", "0::0:0", "0:0:0:18446744073709551616"},
+		"image_uuid":    {"", "x", testUUID + "0", testUUID[1:], strings.Replace(testUUID, "f", "g", 1), "+" + testUUID[1:]},
+		"image_size":    {"", "0", "-1", "4K", "4096.0", "9223372036854775808", "0x1000"},
+		"timeout":       {"", "-1", "86401", "30s", "1.5"},
+		"overlay_size":  {"", "0", "0%", "101%", "%", "K", "10T", "-1", "10KK", "1e6", "1099511627776"},
+		"init":          {"", "init", "./init"},
+		"return_memory": {"", "Yes", "true", "0", "1"},
+		"on_failure":    {"", "reboot:", "reboot:-1", "reboot:86401", "reboot:x", "halt:1", "panic:1", "Halt", "restart"},
 	}
 	for key, values := range bad {
 		for _, value := range values {
@@ -247,6 +250,7 @@ timeout 7
 overlay_size 64M
 init /sbin/other
 on_failure halt
+return_memory no
 `
 	if diff := cmp.Diff(want, c.Format()); diff != "" {
 		t.Errorf("Format (-want +got):\n%s", diff)

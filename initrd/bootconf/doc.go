@@ -23,6 +23,16 @@ const (
 	BlobSuffix = ".blob"
 	// RecordPath is the boot record of the booted system.
 	RecordPath = "/run/initoverlayfs/boot.json"
+	// ReturnModulesDir has the modules that give the image's region back as RAM,
+	// in the mini-initramfs; by their names they are in load order.
+	ReturnModulesDir = "/lib/return-memory"
+	// ReturnDir has the same modules, and ReturnImage, in the booted system until
+	// the region has been given back. For systemd ReturnProgram is there, too.
+	ReturnDir = "/run/initoverlayfs/return-memory"
+	// ReturnImage is the file in ReturnDir that has the image's UUID.
+	ReturnImage = "image"
+	// ReturnProgram is the file in ReturnDir that is storage-init.
+	ReturnProgram = "storage-init"
 	// LogPrefix begins every line that storage-init writes to the kernel log.
 	LogPrefix = "storage-init: "
 	// CmdlinePrefix begins the kernel command line keys that override the

@@ -56,6 +56,9 @@ type ManifestImage struct {
 	DAX      bool     `json:"dax"` // uncompressed and laid out for dax=always
 	// Blobs are the files that have its data, in the order of its device table.
 	Blobs []string `json:"blobs,omitempty"`
+	// Region is the memory to set aside for the image, where a backend takes it
+	// from memory that memmap= reserves.
+	Region *ManifestRegion `json:"region,omitempty"`
 }
 
 // ManifestMini is the mini-initramfs.

@@ -7,6 +7,7 @@ import (
 	"hash/maphash"
 	"io"
 	"runtime"
+	"slices"
 
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/initrd/lz4hc"
@@ -213,10 +214,12 @@ func (w *Writer) write(ctx context.Context, im *image, root *Node) (int64, error
 		return 0, fmt.Errorf("EROFS writer: %w", err)
 	}
 	if w.options.Compress && w.options.Dedupe {
-		if err := findCopies(ctx, p.contents, w.options.Workers); err != nil {
+		// What is not compressed has no clusters to refer to.
+		compressed := slices.DeleteFunc(slices.Clone(p.contents), func(d *planData) bool { return d.boot })
+		if err := findCopies(ctx, compressed, w.options.Workers); err != nil {
 			return 0, fmt.Errorf("EROFS writer: %w", err)
 		}
-		for _, d := range p.contents {
+		for _, d := range compressed {
 			p.shared = p.shared || len(d.copies) > 0
 		}
 	}

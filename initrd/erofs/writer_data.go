@@ -121,7 +121,7 @@ func (im *image) writeContents(ctx context.Context, contents []*planData) error 
 			e := newPieceEncoder(im.options)
 			for j := range todo {
 				j.in = getBuffer(j.size)[:j.size]
-				if j.err = readAt(j.data.source, j.in, j.offset); j.err == nil && im.options.Compress {
+				if j.err = readAt(j.data.source, j.in, j.offset); j.err == nil && im.options.Compress && !j.data.boot {
 					j.out = getBuffer(j.size + blockSize)
 					e.encode(j)
 				}

@@ -500,6 +500,7 @@ func text(seed uint64, n int) []byte {
 // trees stress one feature each.
 var trees = map[string]func() *testTree{
 	"empty": newTestTree,
+	"boot":  bootTree,
 	"kinds": func() *testTree {
 		tr := newTestTree()
 		tr.file("empty", nil)

@@ -1,6 +1,7 @@
 package erofs
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +26,11 @@ type Node struct {
 	Target    string            // of a symlink
 	Xattrs    map[string][]byte // by full name, as "user.x"
 	Children  map[string]*Node  // of a directory
+	// Boot is the place of a file or directory among those that every boot reads,
+	// from 1 on in the order of their use; 0: it is none. Their inodes lie in front
+	// of the others, and so do their contents, which are not compressed: all of
+	// them are needed, and copying a page is cheaper than decompressing it.
+	Boot uint32
 }
 
 // plan is the tree as inodes, with the sizes of all that does not depend on how
@@ -33,7 +39,7 @@ type plan struct {
 	root     *planInode
 	packed   *planInode   // the hidden file of fragments, if there are any
 	shared   bool         // several inodes have the same content
-	inodes   []*planInode // a directory before what it holds, by name
+	inodes   []*planInode // the root, those of Node.Boot, the others: a directory before what it holds, by name
 	contents []*planData  // in the order of the inodes
 	chunked  []*planData  // the same of those that have chunks, or may have
 	xattrs   sharedXattrs
@@ -70,6 +76,7 @@ type planData struct {
 	path   string
 	room   int  // a tail of so many bytes fits behind each of the inodes
 	packed bool // the content of the hidden file
+	boot   bool // read at every boot, so it is not compressed
 	chunks chunkPlan
 
 	cuts   []int64  // where an extent must begin, because others refer to it
@@ -117,6 +124,9 @@ func (w *Writer) plan(root *Node, id Identity) (*plan, error) {
 	}
 	r.parent = r
 	p.plan.root = r
+	slices.SortStableFunc(p.plan.inodes[1:], func(a, b *planInode) int {
+		return cmp.Compare(a.node.Boot-1, b.node.Boot-1) // 0 becomes the largest
+	})
 	p.plan.xattrs = shareXattrs(p.plan.inodes)
 	for _, n := range p.plan.inodes {
 		if err := p.finish(n); err != nil {
@@ -254,17 +264,18 @@ func (p *planner) finish(in *planInode) error {
 	if c.size != n.Size {
 		return fmt.Errorf("size %d, but its content has %d bytes", n.Size, c.size)
 	}
-	in.data = p.data(n.Ref, c, in.path)
+	in.data = p.data(n, c, in.path)
 	in.data.room = min(in.data.room, in.room())
 	return nil
 }
 
-// data finds or adds a content.
-func (p *planner) data(ref int64, c *content, path string) *planData {
+// data finds or adds the content of a node.
+func (p *planner) data(n *Node, c *content, path string) *planData {
+	ref := n.Ref
 	if d := p.datas[ref]; d != nil {
 		return d
 	}
-	d := &planData{source: c.at(), size: c.size, path: path, room: blockSize}
+	d := &planData{source: c.at(), size: c.size, path: path, room: blockSize, boot: n.Boot > 0}
 	p.datas[ref] = d
 	if p.w.options.Dedupe {
 		key := contentKey{c.size, c.sum}
@@ -278,7 +289,7 @@ func (p *planner) data(ref int64, c *content, path string) *planData {
 		p.plan.chunked = append(p.plan.chunked, d)
 		return d
 	}
-	if c.size <= p.w.options.PackBytes {
+	if c.size <= p.w.options.PackBytes && !d.boot {
 		d.layout, d.fragment = LayoutCompressedFull, true
 		p.pack.contents = append(p.pack.contents, d)
 		return d

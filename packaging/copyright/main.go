@@ -151,20 +151,47 @@ func read(folder string) (license, notice string, err error) {
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return "", "", err
 		}
-		return string(text), string(note), nil
+		more, err := others(folder)
+		return string(text) + more, string(note), err
 	}
 	return "", "", fmt.Errorf("no license in %s", folder)
+}
+
+// others gives the terms that lie beside a module's license: of fonts, of code by
+// others, and the FreeType License, which is the one of two that we choose.
+func others(folder string) (string, error) {
+	var out strings.Builder
+	for _, pattern := range []string{"LICENSE-SIL", "THIRD_PARTY_LICENSES/*", "licenses/ftl.txt"} {
+		paths, err := filepath.Glob(filepath.Join(folder, pattern))
+		if err != nil {
+			return "", err
+		}
+		for _, path := range paths {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return "", err
+			}
+			fmt.Fprintf(&out, "\n\n%s:\n\n%s", filepath.Base(path), text)
+		}
+	}
+	return out.String(), nil
 }
 
 // recognise gives the short names of the licenses in a text. One that is not
 // known is an error: somebody has to read it.
 func recognise(text string) (string, error) {
 	words := strings.Join(strings.Fields(text), " ")
+	// The license of fonts begins as that of Expat does.
+	words = strings.ReplaceAll(words, "Permission is hereby granted, free of charge, to any person obtaining a copy of the Font Software", "")
 	var names []string
 	for _, known := range []struct{ name, phrase string }{
 		{"Apache-2.0", "Apache License Version 2.0"},
 		{"Expat", "Permission is hereby granted, free of charge"},
 		{"BSD-3-clause", "may be used to endorse or promote products"},
+		{"OFL-1.1", "SIL OPEN FONT LICENSE Version 1.1"},
+		{"CC-BY-4.0", "Creative Commons Attribution 4.0 International Public License"},
+		{"BSL-1.0", "Boost Software License - Version 1.0"},
+		{"FTL", "The FreeType Project LICENSE"},
 		{"BSD-2-clause", "Redistribution and use in source and binary forms"},
 	} {
 		if strings.Contains(words, known.phrase) && (known.name != "BSD-2-clause" || !slices.Contains(names, "BSD-3-clause")) {

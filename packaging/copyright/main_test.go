@@ -15,11 +15,14 @@ func TestRecognise(t *testing.T) {
 	)
 	for text, want := range map[string]string{
 		"Apache License\n  Version 2.0, January 2004": "Apache-2.0",
-		mit:                "Expat",
-		bsd:                "BSD-2-clause",
-		bsd + names:        "BSD-3-clause",
-		bsd + names + mit:  "Expat and BSD-3-clause",
-		"All rights kept.": "",
+		mit:               "Expat",
+		bsd:               "BSD-2-clause",
+		bsd + names:       "BSD-3-clause",
+		bsd + names + mit: "Expat and BSD-3-clause",
+		bsd + "\nSIL OPEN FONT LICENSE Version 1.1 - 26 February\nPermission is hereby granted, free of charge, to any person\nobtaining a copy of the Font Software": "OFL-1.1 and BSD-2-clause",
+		"Creative Commons Attribution 4.0\nInternational Public License":                                                                                              "CC-BY-4.0",
+		"  The FreeType Project LICENSE\n": "FTL",
+		"All rights kept.":                 "",
 	} {
 		if got, err := recognise(text); got != want || (err == nil) != (want != "") {
 			t.Errorf("recognise(%q) = %q, %v; want %q", text, got, err, want)
@@ -82,6 +85,23 @@ func TestStanza(t *testing.T) {
 	if got := out.String(); strings.Contains(got, "long") || !strings.Contains(got, "Permission") ||
 		!strings.Contains(got, "License: Apache-2.0 and Expat\n") || !strings.Contains(got, " the end\n") {
 		t.Errorf("stanza gave %q", got)
+	}
+	// The terms of fonts and of others' code are part of a module's.
+	out.Reset()
+	dir := folder(map[string]string{"LICENSE": "Permission is hereby granted, free of charge", "LICENSE-SIL": "Copyright 2010 F\nSIL OPEN FONT LICENSE Version 1.1"})
+	if err := os.MkdirAll(filepath.Join(dir, "THIRD_PARTY_LICENSES"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "THIRD_PARTY_LICENSES", "C"), []byte("Copyright 1984 C"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := stanza(&out, "example.org/c", dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Copyright: Copyright 2010 F\n Copyright 1984 C\n", "License: Expat and OFL-1.1\n", " LICENSE-SIL:\n .\n Copyright 2010 F\n", " C:\n .\n Copyright 1984 C\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("stanza gave %q, without %q", out.String(), want)
+		}
 	}
 	for name, files := range map[string]map[string]string{
 		"no license":         {"README": "MIT"},

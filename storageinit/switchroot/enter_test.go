@@ -14,12 +14,14 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/storageinit"
+	"initoverlayfs/storageinit/region"
 )
 
 // TestEnter really switches roots: this program runs again as PID 1 of its own
@@ -51,6 +53,12 @@ func TestEnter(t *testing.T) {
 		{sameRun, report{Record: "the record on /run\n", Root: "tmpfs", Mounts: []string{"/", "/proc", "/run"}}},
 		// Without a /run of the initial filesystem the real root's stays as it is.
 		{noRun, report{Record: "", Root: "tmpfs", Mounts: []string{"/", "/proc"}}},
+		// What is to give memory back goes along, and is started.
+		{returning, report{
+			Record: "the record\n", Root: "tmpfs", Mounts: []string{"/", "/proc", "/run"},
+			Carried: []string{"00-a.ko: module a", "01-b.ko: module b", "image: the image"},
+			Started: "initoverlayfs --return-memory the image from memory, streams []",
+		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			cmd := exec.Command(self)
@@ -86,6 +94,10 @@ const (
 	freshRun = "fresh run"
 	sameRun  = "same run"
 	noRun    = "no run"
+
+	returning = "memory to give back"
+	// startedPath is where what was started tells of itself.
+	startedPath = "/run/started"
 )
 
 // report is what the init in the new root sees.
@@ -96,10 +108,19 @@ type report struct {
 	Mounts []string
 	Record string
 	Left   []string // of the old root's files
+
+	Carried []string // to return memory
+	Started string   // how what returns it was started
 }
 
 func TestMain(m *testing.M) {
 	var err error
+	if image, ok := region.Role(os.Args); ok {
+		if err := reportStarted(image); err != nil {
+			os.Exit(1)
+		}
+		return
+	}
 	switch os.Getenv(stageVariable) {
 	case oldRootStage:
 		err = switchFromOldRoot()
@@ -156,6 +177,16 @@ func switchFromOldRoot() error {
 	if err := os.WriteFile(bootconf.RecordPath, []byte(record), 0o644); err != nil {
 		return err
 	}
+	if os.Getenv("CASE") == returning {
+		if err := os.Mkdir(bootconf.ReturnDir, 0o755); err != nil {
+			return err
+		}
+		for name, content := range map[string]string{"00-a.ko": "module a", "01-b.ko": "module b", bootconf.ReturnImage: "the image"} {
+			if err := os.WriteFile(filepath.Join(bootconf.ReturnDir, name), []byte(content), 0o644); err != nil {
+				return err
+			}
+		}
+	}
 	if os.Getenv("CASE") != noRun {
 		if err := mountTmpfs("/run"); err != nil {
 			return err
@@ -176,6 +207,9 @@ func switchFromOldRoot() error {
 		if err := os.Mkdir("/newroot/"+dir, 0o755); err != nil {
 			return err
 		}
+	}
+	if err := unix.Mknod("/newroot/dev/null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
+		return fmt.Errorf("mknod /dev/null: %w", err)
 	}
 	if err := os.WriteFile("/newroot/sbin/init", self, 0o755); err != nil {
 		return err
@@ -220,5 +254,43 @@ func reportNewRoot() error {
 			r.Left = append(r.Left, path)
 		}
 	}
+	carried, err := os.ReadDir(bootconf.ReturnDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, file := range carried {
+		content, err := os.ReadFile(filepath.Join(bootconf.ReturnDir, file.Name()))
+		if err != nil {
+			return err
+		}
+		r.Carried = append(r.Carried, file.Name()+": "+string(content))
+	}
+	for range 1000 {
+		started, err := os.ReadFile(startedPath)
+		if r.Started = string(started); err == nil && len(started) > 0 || len(carried) == 0 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
+// reportStarted is what returns memory. It keeps nothing in use.
+func reportStarted(image string) error {
+	from := "a filesystem"
+	if exe, err := os.Readlink("/proc/self/exe"); err == nil && strings.HasPrefix(exe, "/memfd:") {
+		from = "memory"
+	}
+	streams := []string{}
+	for fd := range 3 {
+		// The Go runtime opens /dev/null in the place of a stream that is closed.
+		if to, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)); err == nil && to != "/dev/null" {
+			streams = append(streams, to)
+		}
+	}
+	text := fmt.Sprintf("%s %s %s from %s, streams %q", os.Args[0], os.Args[1], image, from, streams)
+	if err := os.WriteFile(startedPath+".new", []byte(text), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(startedPath+".new", startedPath)
 }

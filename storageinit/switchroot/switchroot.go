@@ -162,7 +162,7 @@ func enter(sys *storageinit.Linux, req *request) error {
 	for _, dir := range []string{"/dev", "/proc", "/sys", "/run"} {
 		moveMount(dir, req.newRoot+dir, newDev)
 	}
-	carryRecord(sys, req.newRoot, newDev)
+	image := carry(sys, req.newRoot, newDev)
 
 	if err := unix.Chdir(req.newRoot); err != nil {
 		return errors.New("chdir " + req.newRoot + ": " + err.Error())
@@ -179,6 +179,9 @@ func enter(sys *storageinit.Linux, req *request) error {
 	} else if err := sys.EnterRoot("."); err != nil {
 		// A root that cannot be pivoted is rootfs itself.
 		return errors.New("enter " + req.newRoot + ": " + err.Error())
+	}
+	if image != "" {
+		returnMemory(sys, image)
 	}
 	openConsole(req.console)
 	if err := dropCapabilities(sys, req.drop); err != nil {
@@ -211,34 +214,74 @@ func moveMount(from, to string, newDev uint64) {
 	}
 }
 
-// carryRecord puts the boot record into the /run of the new root if that is a
-// fresh one, as the one of initramfs-tools: storage-init has left a copy in the
-// old root's /run directory, below every mount on it.
-func carryRecord(sys *storageinit.Linux, newRoot string, newDev uint64) {
-	target := newRoot + bootconf.RecordPath
+// carry puts what storage-init has left for the booted system into the /run of
+// the new root, and gives the image's UUID if its memory is to be given back. A
+// fresh /run, as the one of initramfs-tools, hides the boot record and the
+// modules: they are in the old root's /run directory, below every mount on it.
+func carry(sys *storageinit.Linux, newRoot string, newDev uint64) (image string) {
 	runDev, err := device(newRoot + "/run")
 	if err != nil || runDev == newDev {
-		return // never write into the real root itself
-	}
-	if _, err := sys.ReadFile(target); err == nil {
-		return
+		return "" // never write into the real root itself
 	}
 	// A clone of the root mount alone shows what lies below other mounts.
 	tree, err := unix.OpenTree(unix.AT_FDCWD, "/", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
-		return
+		return ""
 	}
 	defer unix.Close(tree)
-	fd, err := unix.Openat(tree, bootconf.RecordPath[1:], unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return
+	_ = sys.Mkdir(newRoot+directory(bootconf.RecordPath), 0o755)
+	if _, err := sys.ReadFile(newRoot + bootconf.RecordPath); err != nil {
+		if record, err := readAt(tree, bootconf.RecordPath); err == nil {
+			_ = sys.WriteFile(newRoot+bootconf.RecordPath, record)
+		}
 	}
-	record, err := storageinit.ReadAll(fd)
-	if err != nil {
-		return
+	if image, err = readAt(tree, bootconf.ReturnDir+"/"+bootconf.ReturnImage); err != nil {
+		return ""
 	}
-	_ = sys.Mkdir(target[:strings.LastIndexByte(target, '/')], 0o755)
-	_ = sys.WriteFile(target, record)
+	_ = sys.Mkdir(newRoot+bootconf.ReturnDir, 0o755)
+	for _, name := range namesAt(tree, bootconf.ReturnDir) {
+		path := bootconf.ReturnDir + "/" + name
+		content, err := readAt(tree, path)
+		if err == nil {
+			err = sys.WriteFile(newRoot+path, content)
+		}
+		if err != nil {
+			return ""
+		}
+	}
+	return image
+}
+
+func directory(path string) string { return path[:strings.LastIndexByte(path, '/')] }
+
+// readAt reads a file by its absolute path inside a tree.
+func readAt(tree int, path string) (string, error) {
+	fd, err := unix.Openat(tree, path[1:], unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	return storageinit.ReadAll(fd)
+}
+
+// namesAt lists a directory by its absolute path inside a tree.
+func namesAt(tree int, path string) []string {
+	fd, err := unix.Openat(tree, path[1:], unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	names, _ := storageinit.ReadNames(fd)
+	return names
+}
+
+// returnMemory starts what waits until the old root is gone, with everything in
+// it, this program too. The real root need not know of it.
+func returnMemory(sys *storageinit.Linux, image string) {
+	if err := sys.Spawn([]string{"initoverlayfs", storageinit.ReturnArgument, image}); err != nil {
+		_ = sys.OpenLog()
+		const warning = 4
+		sys.Log(warning, bootconf.LogPrefix+"the image's memory stays reserved: "+err.Error())
+		_ = sys.RemoveAll(bootconf.ReturnDir)
+	}
 }
 
 // openConsole gives init its standard streams.

@@ -70,6 +70,16 @@ settle() {
 	done
 }
 
+# Waits, not for long, until the memory that the image was in is back, or it is
+# clear that it stays reserved.
+await_return() {
+	tries=60
+	while [ "$tries" -gt 0 ] && [ -e "$root/run/initoverlayfs/return-memory" ]; do
+		sleep 1
+		tries=$((tries - 1))
+	done
+}
+
 uptime_s() {
 	read -r seconds _ <"$root/proc/uptime"
 	printf '%s' "$seconds"
@@ -151,6 +161,7 @@ record() {
 }
 
 done_event() {
+	await_return
 	shorten_percpu_lists
 	settle
 	sleep 1
@@ -165,6 +176,7 @@ done_event() {
 	printf '{"event":"done","ok":true'
 	printf ',"uptime_s":%s' "$reached"
 	printf ',"mem_available_kb":%s' "$(median "$first" "$second" "$third")"
+	printf ',"cached_kb":%s,"shmem_kb":%s' "$(meminfo Cached)" "$(meminfo Shmem)"
 	printf ',"mem_samples_kb":[%s,%s,%s]' "$first" "$second" "$third"
 	printf ',"mem_percpu_kb":[%s,%s,%s]' "$first_percpu" "$second_percpu" "$third_percpu"
 	printf ',"mem_usable_kb":%s' "$(median $((first + first_percpu)) $((second + second_percpu)) $((third + third_percpu)))"

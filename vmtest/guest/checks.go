@@ -38,6 +38,8 @@ func (g *guest) check(name, argument string) (any, error) {
 		return err == nil, nil
 	case "read":
 		return readFiles(argument)
+	case "read_device":
+		return readDevice(argument)
 	case "list":
 		return listFolders(argument)
 	case "run":

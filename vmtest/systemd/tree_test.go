@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	archives "github.com/cavaliergopher/cpio"
@@ -195,25 +196,27 @@ func endOfArchive(data []byte) int {
 }
 
 // The image of an initramfs has every path of it with its mode, owner, time,
-// size, content, names and device number, except for what the manifest lists.
+// size, content, names and device number, except for what the manifest lists:
+// our program in place of others, and modules that xz unpacks to what is there.
 // Nothing of the project looks at either side: GNU cpio unpacks the archive, and
 // the image is mounted by the machine's kernel and extracted by fsck.erofs.
 func TestTreeIsTheSource(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can unpack owners and device nodes, and mount")
 	}
-	needTools(t, "cpio", "zstd", "mount")
+	needTools(t, "cpio", "zstd", "xz", "mount")
 	for _, test := range []struct {
 		kernel, initramfs, kind string
 		changes                 []string
 		names                   int // of the file that has the most
+		modules                 int // at least, that were packed
 		all                     bool
 	}{
-		{"kernel-6.1", "dracut-6.1.img", bootconf.KindDracutSystemd, nil, 1, false},
+		{"kernel-6.1", "dracut-6.1.img", bootconf.KindDracutSystemd, nil, 1, 0, false},
 		// Half of the names are busybox.
-		{"kernel-6.1", "initramfs-tools-6.1.img", bootconf.KindInitramfsTools, []string{"usr/sbin/run-init", "usr/sbin/switch_root"}, 250, false},
-		{"kernel-6.1", "dracut-nosystemd-6.1.img", bootconf.KindDracut, []string{"usr/sbin/switch_root"}, 1, true},
-		{"kernel-sid", "dracut-sid.img", bootconf.KindDracutSystemd, nil, 1, true},
+		{"kernel-6.1", "initramfs-tools-6.1.img", bootconf.KindInitramfsTools, []string{"usr/sbin/run-init", "usr/sbin/switch_root"}, 250, 0, false},
+		{"kernel-6.1", "dracut-nosystemd-6.1.img", bootconf.KindDracut, []string{"usr/sbin/switch_root"}, 1, 0, true},
+		{"kernel-sid", "dracut-sid.img", bootconf.KindDracutSystemd, nil, 1, 500, true},
 	} {
 		t.Run(test.initramfs, func(t *testing.T) {
 			if test.all {
@@ -223,14 +226,22 @@ func TestTreeIsTheSource(t *testing.T) {
 			if b.Source.Kind != test.kind {
 				t.Errorf("kind %s, want %s", b.Source.Kind, test.kind)
 			}
-			var paths []string
+			var paths, modules []string
 			for _, c := range b.Changes {
-				paths = append(paths, c.Path)
+				if strings.HasSuffix(c.Path, ".ko.xz") {
+					modules = append(modules, c.Path)
+				} else {
+					paths = append(paths, c.Path)
+				}
+			}
+			if got := len(modules); got < test.modules || test.modules == 0 && got > 0 {
+				t.Errorf("%d modules are unpacked, want %d or more", got, test.modules)
 			}
 			if diff := cmp.Diff(test.changes, paths); diff != "" {
 				t.Errorf("changes (-want +got):\n%s", diff)
 			}
-			source := files(t, unpackWithCPIO(t, b.source))
+			sourceDir := unpackWithCPIO(t, b.source)
+			source := files(t, sourceDir)
 			want := without(source, b.Changes)
 			most := 0
 			for _, f := range source {
@@ -247,6 +258,14 @@ func TestTreeIsTheSource(t *testing.T) {
 				for _, path := range paths {
 					if f, old := image[path], source[path]; f.SHA256 != ours || f.Mode != old.Mode || f.UID != 0 || f.GID != 0 {
 						t.Errorf("%s is not our program: %+v", path, f)
+					}
+				}
+				for _, path := range modules {
+					unpacked := source[path]
+					module := run(t, exec.Command("xz", "--decompress", "--stdout", filepath.Join(sourceDir, path)))
+					unpacked.Size, unpacked.SHA256 = int64(len(module)), fmt.Sprintf("%x", sha256.Sum256(module))
+					if diff := cmp.Diff(unpacked, image[path]); diff != "" {
+						t.Errorf("%s (-unpacked source +image):\n%s", path, diff)
 					}
 				}
 				if diff := cmp.Diff(want, without(image, b.Changes)); diff != "" {

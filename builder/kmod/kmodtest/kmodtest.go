@@ -46,7 +46,7 @@ func Write(t testing.TB, root string, k Kernel) string {
 	}
 	var dep, soft, alias strings.Builder
 	for _, m := range k.Modules {
-		write(t, filepath.Join(dir, m.File), pack(t, filepath.Ext(m.File), ELF(m)))
+		write(t, filepath.Join(dir, m.File), Pack(t, m.File, ELF(m)))
 		name, _, _ := strings.Cut(filepath.Base(m.File), ".")
 		name = strings.ReplaceAll(name, "-", "_")
 		dep.WriteString(prefix + m.File + ":")
@@ -117,11 +117,12 @@ func Sign(module []byte) []byte {
 	return append(b, "~Module signature appended~\n"...)
 }
 
-func pack(t testing.TB, ext string, data []byte) []byte {
+// Pack compresses data as a file of this name is.
+func Pack(t testing.TB, file string, data []byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	var err error
-	switch ext {
+	switch ext := filepath.Ext(file); ext {
 	case ".ko":
 		return data
 	case ".gz":
