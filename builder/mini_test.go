@@ -121,6 +121,7 @@ func config(t testing.TB, lines ...string) bootconf.Config {
 func moduleLines(modules []bootconf.Module) []string {
 	var lines []string
 	for _, m := range modules {
+		m.After = nil // checkLoadable holds it
 		lines = append(lines, strings.Replace(m.String(), "/lib/modules/", "", 1))
 	}
 	return lines
@@ -129,8 +130,8 @@ func moduleLines(modules []bootconf.Module) []string {
 func TestPlanModules(t *testing.T) {
 	// What every boot of the old kernel loads.
 	base := []string{
-		"0 - crc32c_generic.ko cpu=!0094", "0 - crc32c_intel.ko cpu=0094", "0 - overlay.ko",
-		"1 - libcrc32c.ko", "2 - erofs.ko",
+		"- crc32c_generic.ko cpu=!0094", "- crc32c_intel.ko cpu=0094", "- overlay.ko",
+		"- libcrc32c.ko", "- erofs.ko",
 	}
 	for _, test := range []struct {
 		name    string
@@ -142,73 +143,73 @@ func TestPlanModules(t *testing.T) {
 	}{
 		{
 			name: "block", kernel: oldKernel(), config: []string{"backend block"}, storage: "virtio",
-			want: []string{"0 block virtio.ko", "1 block virtio_blk.ko", "1 block virtio_pci.ko"},
+			want: []string{"block virtio.ko", "block virtio_blk.ko", "block virtio_pci.ko"},
 		},
 		{
 			name: "loop on ext4 by default", kernel: oldKernel(), config: []string{"backend loop"}, storage: "none",
-			want: []string{"0 loop jbd2.ko", "0 loop loop.ko max_loop=0", "1 loop ext4.ko"},
+			want: []string{"loop jbd2.ko", "loop loop.ko max_loop=0", "loop ext4.ko"},
 		},
 		{
 			name: "ext3 is ext4", kernel: oldKernel(), config: []string{"backend loop", "bootfstype ext3"}, storage: "none",
-			want: []string{"0 loop jbd2.ko", "0 loop loop.ko max_loop=0", "1 loop ext4.ko"},
+			want: []string{"loop jbd2.ko", "loop loop.ko max_loop=0", "loop ext4.ko"},
 		},
 		{
 			name: "vfat with its tables", kernel: oldKernel(), config: []string{"backend ram", "bootfstype vfat"}, storage: "none",
-			want: []string{"0 ram fat.ko", "0 ram loop.ko max_loop=0", "0 ram nls_ascii.ko", "0 ram nls_cp437.ko", "1 ram vfat.ko"},
+			want: []string{"ram fat.ko", "ram loop.ko max_loop=0", "ram nls_ascii.ko", "ram nls_cp437.ko", "ram vfat.ko"},
 		},
 		{
 			name: "vfat with the usual tables", kernel: oldKernel(), config: []string{"backend ram", "bootfstype vfat"}, storage: "none",
 			options: func(o *MiniOptions) { o.KernelConfig = nil },
 			want: []string{
-				"0 ram fat.ko", "0 ram loop.ko max_loop=0", "0 ram nls_ascii.ko", "0 ram nls_cp437.ko", "0 ram nls_iso8859_1.ko",
-				"1 ram vfat.ko",
+				"ram fat.ko", "ram loop.ko max_loop=0", "ram nls_ascii.ko", "ram nls_cp437.ko", "ram nls_iso8859_1.ko",
+				"ram vfat.ko",
 			},
 		},
 		{
 			name: "embedded needs no disk", kernel: oldKernel(), config: []string{"backend embedded"},
-			want: []string{"0 embedded loop.ko max_loop=0"},
+			want: []string{"embedded loop.ko max_loop=0"},
 		},
 		{
 			name: "pmem by memmap", kernel: oldKernel(), config: []string{"backend pmem"}, storage: "virtio",
-			want: []string{"0 pmem libnvdimm.ko", "1 pmem nd_e820.ko", "1 pmem nd_pmem.ko"},
+			want: []string{"pmem libnvdimm.ko", "pmem nd_e820.ko", "pmem nd_pmem.ko"},
 		},
 		{
 			name: "pmem by virtio instead", kernel: oldKernel(), config: []string{"backend pmem-dax"}, storage: "virtio-pmem",
 			want: []string{
-				"0 pmem-dax libnvdimm.ko", "0 pmem-dax virtio.ko", "1 pmem-dax nd_pmem.ko",
-				"1 pmem-dax virtio_pci.ko", "1 pmem-dax virtio_pmem.ko",
+				"pmem-dax libnvdimm.ko", "pmem-dax virtio.ko", "pmem-dax nd_pmem.ko",
+				"pmem-dax virtio_pci.ko", "pmem-dax virtio_pmem.ko",
 			},
 		},
 		{
 			name: "several backends", kernel: oldKernel(), config: []string{"backend auto:pmem,block,loop", "bootfstype xfs"}, storage: "virtio",
 			want: []string{
-				"0 loop loop.ko max_loop=0", "0 pmem libnvdimm.ko", "0 block,loop virtio.ko", "1 pmem nd_e820.ko", "1 pmem nd_pmem.ko",
-				"1 block,loop virtio_blk.ko", "1 block,loop virtio_pci.ko", "2 loop xfs.ko",
+				"loop loop.ko max_loop=0", "pmem libnvdimm.ko", "block,loop virtio.ko", "pmem nd_e820.ko", "pmem nd_pmem.ko",
+				"block,loop virtio_blk.ko", "block,loop virtio_pci.ko", "loop xfs.ko",
 			},
 		},
 		{
 			name: "SCSI without its self-test", kernel: oldKernel(), config: []string{"backend block", "scsi.addr 0:0:1:0"}, storage: "virtio-scsi",
 			want: []string{
-				"0 block crc_t10dif.ko", "0 block scsi_mod.ko scan=manual", "0 block virtio.ko",
-				"1 block sd_mod.ko", "1 block virtio_pci.ko", "1 block virtio_scsi.ko",
+				"block crc_t10dif.ko", "block scsi_mod.ko scan=manual", "block virtio.ko",
+				"block sd_mod.ko", "block virtio_pci.ko", "block virtio_scsi.ko",
 			},
 		},
 		{
 			name: "storage all takes what there is, for what the machine has", kernel: oldKernel(), config: []string{"backend block"}, storage: "all",
 			want: []string{
-				"0 block crc_t10dif.ko for=sd_mod", "0 block nvme.ko for=nvme", "0 block scsi_mod.ko for=sd_mod,virtio_scsi",
-				"0 block virtio.ko for=virtio_blk,virtio_pci,virtio_scsi", "1 block sd_mod.ko for=sd_mod",
-				"1 block virtio_blk.ko for=virtio_blk", "1 block virtio_pci.ko for=virtio_pci", "1 block virtio_scsi.ko for=virtio_scsi",
+				"block crc_t10dif.ko for=sd_mod", "block nvme.ko for=nvme", "block scsi_mod.ko for=sd_mod,virtio_scsi",
+				"block virtio.ko for=virtio_blk,virtio_pci,virtio_scsi", "block sd_mod.ko for=sd_mod",
+				"block virtio_blk.ko for=virtio_blk", "block virtio_pci.ko for=virtio_pci", "block virtio_scsi.ko for=virtio_scsi",
 			},
 		},
 		{
 			name: "built-in driver, modular disk", kernel: oldKernel(), config: []string{"backend block"}, storage: "ahci",
-			want: []string{"0 block crc_t10dif.ko", "0 block scsi_mod.ko", "1 block sd_mod.ko"},
+			want: []string{"block crc_t10dif.ko", "block scsi_mod.ko", "block sd_mod.ko"},
 		},
 		{
 			name: "extra", kernel: oldKernel(), config: []string{"backend block"}, storage: "none",
 			options: func(o *MiniOptions) { o.ExtraModules = []string{"jbd2", "virtio:d00000002v00001AF4", "xhci-pci"} },
-			want:    []string{"0 - jbd2.ko", "0 - virtio.ko", "1 - virtio_blk.ko"},
+			want:    []string{"- jbd2.ko", "- virtio.ko", "- virtio_blk.ko"},
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -227,10 +228,22 @@ func TestPlanModules(t *testing.T) {
 			if diff := cmp.Diff(want, slices.Sorted(slices.Values(moduleLines(modules)))); diff != "" {
 				t.Errorf("modules (-want +got):\n%s", diff)
 			}
-			if !slices.IsSortedFunc(modules, func(a, b bootconf.Module) int { return a.Level - b.Level }) {
-				t.Errorf("modules are not in load order: %v", moduleLines(modules))
-			}
+			checkOrder(t, modules)
 		})
+	}
+}
+
+// checkOrder checks that each module comes behind all that it needs.
+func checkOrder(t *testing.T, modules []bootconf.Module) {
+	t.Helper()
+	seen := map[string]bool{}
+	for _, m := range modules {
+		for _, name := range m.After {
+			if !seen[name] {
+				t.Errorf("%s comes before %s, which it needs: %v", m.Path, name, moduleLines(modules))
+			}
+		}
+		seen[m.Name()] = true
 	}
 }
 
@@ -318,7 +331,7 @@ func TestPlanModulesBuiltin(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
-		"0 - crc32c_intel.ko cpu=0094", "0 ram loop.ko max_loop=0", "0 - overlay.ko", "0 file virtio.ko", "1 - libcrc32c.ko", "1 file virtio_blk.ko", "2 - erofs.ko",
+		"file virtio.ko", "file virtio_blk.ko", "- crc32c_intel.ko cpu=0094", "ram loop.ko max_loop=0", "- overlay.ko", "- libcrc32c.ko", "- erofs.ko",
 	}
 	if diff := cmp.Diff(want, moduleLines(modules)); diff != "" {
 		t.Errorf("modules (-want +got):\n%s", diff)
@@ -605,14 +618,14 @@ func TestWriteMini(t *testing.T) {
 		{2, compress.Zstd, "etc", dir, 2, 0, 0, ""},
 		{2, compress.Zstd, "etc/initoverlayfs.aliases", file, 1, 0, 0, ""},
 		{2, compress.Zstd, "etc/initoverlayfs.conf", file, 1, 0, 0, o.Config.Format()},
-		{2, compress.Zstd, "etc/initoverlayfs.modules", file, 1, 0, 0, `0 - /lib/modules/crc32c_generic.ko cpu=!0094
-0 - /lib/modules/crc32c_intel.ko cpu=0094
-0 embedded /lib/modules/loop.ko max_loop=0
-0 - /lib/modules/overlay.ko
-0 - /lib/modules/scsi_mod.ko
-1 - /lib/modules/hba.ko
-1 - /lib/modules/libcrc32c.ko
-2 - /lib/modules/erofs.ko
+		{2, compress.Zstd, "etc/initoverlayfs.modules", file, 1, 0, 0, `- /lib/modules/crc32c_generic.ko cpu=!0094
+- /lib/modules/crc32c_intel.ko cpu=0094
+embedded /lib/modules/loop.ko max_loop=0
+- /lib/modules/overlay.ko
+- /lib/modules/scsi_mod.ko
+- /lib/modules/hba.ko after=scsi_mod
+- /lib/modules/libcrc32c.ko after=crc32c_generic,crc32c_intel
+- /lib/modules/erofs.ko after=libcrc32c
 `},
 		{2, compress.Zstd, "init", cpio.TypeRegular | 0o755, 1, 0, 0, "program"},
 		{2, compress.Zstd, "lib", dir, 2, 0, 0, ""},

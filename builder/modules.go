@@ -16,6 +16,7 @@ type request struct {
 	uses   []bootconf.Backend
 	// onDevice: only on a machine that has a device of this driver
 	onDevice bool
+	storage  bool // it brings the disk, or the persistent memory
 }
 
 // plan collects requests and what the kernel lacks.
@@ -29,16 +30,19 @@ type plan struct {
 
 // need requests modules; who needs them, the error message says.
 func (p *plan) need(who string, uses []bootconf.Backend, modules ...string) {
-	p.request(who, uses, false, modules)
+	p.request(who, request{uses: uses}, modules)
 }
 
-func (p *plan) request(who string, uses []bootconf.Backend, onDevice bool, modules []string) {
+// request requests modules as r says.
+func (p *plan) request(who string, r request, modules []string) {
 	for _, m := range modules {
 		if !p.x.Has(m) {
 			p.missing = append(p.missing, "module "+m+" for "+who)
 			continue
 		}
-		p.requests = append(p.requests, request{m, uses, onDevice && len(p.x.DeviceAliases(m)) > 0})
+		r := r
+		r.module, r.onDevice = m, r.onDevice && len(p.x.DeviceAliases(m)) > 0
+		p.requests = append(p.requests, r)
 	}
 }
 
@@ -58,7 +62,8 @@ func planModules(o *MiniOptions) ([]bootconf.Module, error) {
 		p.missing = append(p.missing, lacks...)
 		for _, n := range backendNeeds[b] {
 			if n.module != "" && len(lacks) == 0 {
-				p.need("backend "+string(b), []bootconf.Backend{b}, n.module)
+				r := request{uses: []bootconf.Backend{b}, storage: n == pmemNeed}
+				p.request("backend "+string(b), r, []string{n.module})
 			}
 		}
 		if b == bootconf.File && p.x.Has(loopNeed.module) {
@@ -154,7 +159,8 @@ func (p *plan) storage(disk, pmem []bootconf.Backend) error {
 		if len(missing) == 0 {
 			// A choice between drivers is made by the machine that boots. The
 			// drivers of a single kind of disk are all needed.
-			p.request("storage "+s.name, uses, ofKind[s.pmem] > 1 || len(s.any) > 1, modules)
+			onDevice := ofKind[s.pmem] > 1 || len(s.any) > 1
+			p.request("storage "+s.name, request{uses: uses, onDevice: onDevice, storage: true}, modules)
 		}
 	}
 	if len(disk) == 0 {
@@ -165,7 +171,7 @@ func (p *plan) storage(disk, pmem []bootconf.Backend) error {
 		if err != nil {
 			return err
 		}
-		p.need("this machine's boot device", disk, modules...)
+		p.request("this machine's boot device", request{uses: disk, storage: true}, modules)
 	}
 	if !p.o.Hostonly && len(p.o.Storage) == 0 {
 		return fmt.Errorf("no storage drivers are chosen for backend %s: --storage is one or more of %s",
@@ -190,16 +196,27 @@ func (p *plan) modules() ([]bootconf.Module, error) {
 	list := make([]bootconf.Module, len(closure))
 	for i, m := range closure {
 		list[i] = bootconf.Module{
-			Level:      m.Level,
 			Uses:       p.uses(m.Requests),
 			Path:       modulePath(m.Name),
 			CPUFeature: m.CPUFeature,
 			CPUWithout: m.CPUWithout,
 			Drivers:    p.drivers(m.Requests),
+			After:      m.After,
 			Options:    p.options(m.Name),
 		}
 	}
-	return list, nil
+	// Drivers first: a disk takes its time to appear, and what else there is to
+	// load can be loaded meanwhile. All below a driver is there for the driver's
+	// sake, too, so no module comes before what it needs.
+	var first, rest []bootconf.Module
+	for i, m := range closure {
+		if slices.ContainsFunc(m.Requests, func(r int) bool { return p.requests[r].storage }) {
+			first = append(first, list[i])
+		} else {
+			rest = append(rest, list[i])
+		}
+	}
+	return append(first, rest...), nil
 }
 
 func modulePath(name string) string { return "/lib/modules/" + name + ".ko" }
@@ -245,7 +262,7 @@ func (o *MiniOptions) accelerate(modules []bootconf.Module) ([]bootconf.Module, 
 	}
 	list := []bootconf.Module{{Path: modulePath(name), CPUFeature: features, Optional: true}}
 	for _, m := range modules {
-		m.Level++
+		m.After = append([]string{name}, m.After...)
 		list = append(list, m)
 	}
 	return list, nil

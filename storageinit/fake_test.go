@@ -797,16 +797,16 @@ pci:v00001AF4d*sv*sd*bc*sc*i* virtio_pci
 virtio:d00000002v* virtio_blk
 `
 
-const testModules = `0 - /lib/modules/crc32c_generic.ko
-0 block,loop,file,ram /lib/modules/virtio_pci.ko for=virtio_pci
-0 block,loop,file,ram /lib/modules/nvme.ko for=nvme
-1 block,loop,file,ram /lib/modules/virtio_blk.ko for=virtio_blk
-0 pmem,pmem-dax /lib/modules/libnvdimm.ko
-0 loop,ram,embedded /lib/modules/loop.ko max_loop=0
-1 - /lib/modules/erofs.ko
-1 pmem,pmem-dax /lib/modules/nd_pmem.ko
-1 - /lib/modules/overlay.ko
-1 loop,file,ram /lib/modules/ext4.ko
+const testModules = `- /lib/modules/crc32c_generic.ko
+block,loop,file,ram /lib/modules/virtio_pci.ko for=virtio_pci
+block,loop,file,ram /lib/modules/nvme.ko for=nvme
+pmem,pmem-dax /lib/modules/libnvdimm.ko
+loop,ram,embedded /lib/modules/loop.ko max_loop=0
+block,loop,file,ram /lib/modules/virtio_blk.ko for=virtio_blk after=virtio_pci
+- /lib/modules/erofs.ko after=crc32c_generic
+pmem,pmem-dax /lib/modules/nd_pmem.ko after=libnvdimm
+- /lib/modules/overlay.ko
+loop,file,ram /lib/modules/ext4.ko after=crc32c_generic
 `
 
 func mustUUID(s string) bootconf.UUID {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"initoverlayfs/initrd/bootconf"
@@ -76,9 +77,7 @@ func (b *boot) deviceAppeared(modalias string) bool {
 	return found
 }
 
-// loadPending loads what a backend needs, and has not been loaded, level by
-// level; a level's modules do not depend on each other and are loaded side by
-// side where the machine has more than one CPU.
+// loadPending loads what a backend needs and has not been loaded.
 //
 // That the hardware of a driver is absent (ENODEV) is no failure: some drivers
 // find out only by themselves.
@@ -86,29 +85,18 @@ func (b *boot) loadPending(backend bootconf.Backend) error {
 	var pending []*bootconf.Module
 	for i := range b.modules.list {
 		m := &b.modules.list[i]
-		if m.NeededBy(backend) && !b.modules.done[m.Path] && b.hasDevice(m) {
+		switch {
+		case !m.NeededBy(backend) || b.modules.done[m.Path] || !b.hasDevice(m):
+		case b.wanted(m):
 			pending = append(pending, m)
+		default:
+			b.modules.done[m.Path] = true
 		}
 	}
-	for len(pending) > 0 {
-		level := lowestLevel(pending)
-		var group, rest []*bootconf.Module
-		for _, m := range pending {
-			switch {
-			case m.Level != level:
-				rest = append(rest, m)
-			case b.wanted(m):
-				group = append(group, m)
-			default:
-				b.modules.done[m.Path] = true
-			}
-		}
-		if err := b.loadLevel(group); err != nil {
-			return err
-		}
-		pending = rest
+	if len(pending) == 0 {
+		return nil
 	}
-	return nil
+	return b.load(pending)
 }
 
 // hasDevice reports whether the machine has a device for which the module is
@@ -119,50 +107,87 @@ func (b *boot) hasDevice(m *bootconf.Module) bool {
 	})
 }
 
-func lowestLevel(modules []*bootconf.Module) int {
-	level := modules[0].Level
-	for _, m := range modules {
-		level = min(level, m.Level)
-	}
-	return level
-}
-
-func (b *boot) loadLevel(group []*bootconf.Module) error {
-	results := make([]error, len(group))
+// load loads modules: each as soon as those are loaded that it needs, where the
+// machine has more than one CPU, and else one by one. After a failure nothing
+// more is begun.
+func (b *boot) load(modules []*bootconf.Module) error {
+	results := make([]error, len(modules))
+	var stop atomic.Bool
 	load := func(i int) {
-		results[i] = b.protect(func() error {
-			return b.sys.LoadModule(group[i].Path, b.moduleOptions(group[i]))
-		})
-	}
-	if len(group) > 1 && b.sys.CPUs() > 1 {
-		var wg sync.WaitGroup
-		for i := range group {
-			wg.Go(func() { load(i) })
+		m := modules[i]
+		if stop.Load() {
+			results[i] = errNotBegun
+			return
 		}
-		wg.Wait()
+		results[i] = b.protect(func() error { return b.sys.LoadModule(m.Path, b.moduleOptions(m)) })
+		if !passes(m, results[i]) {
+			stop.Store(true)
+		}
+	}
+	if len(modules) > 1 && b.sys.CPUs() > 1 {
+		loadTogether(modules, load)
 	} else {
-		for i := range group {
+		for i := range modules {
 			load(i)
 		}
 	}
+	return b.noteLoaded(modules, results)
+}
+
+// loadTogether calls load for each module, beside each other as far as their
+// dependencies allow.
+func loadTogether(modules []*bootconf.Module, load func(i int)) {
+	finished := make([]chan struct{}, len(modules))
+	for i := range modules {
+		finished[i] = make(chan struct{})
+	}
+	var wg sync.WaitGroup
+	for i, m := range modules {
+		wg.Go(func() {
+			defer close(finished[i])
+			// Only what comes before it in the list, so that no list makes two
+			// modules wait for each other.
+			for j, other := range modules[:i] {
+				if slices.Contains(m.After, other.Name()) {
+					<-finished[j]
+				}
+			}
+			load(i)
+		})
+	}
+	wg.Wait()
+}
+
+// errNotBegun is the result of a module that came behind a failure.
+var errNotBegun = errors.New("not begun")
+
+// passes reports whether a boot goes on with that result of loading a module.
+func passes(m *bootconf.Module, err error) bool {
+	return err == nil || errors.Is(err, syscall.EEXIST) || errors.Is(err, syscall.ENODEV) || m.Optional && err != errNotBegun
+}
+
+// noteLoaded notes what became of modules, in the order of the list, and gives
+// the first failure.
+func (b *boot) noteLoaded(modules []*bootconf.Module, results []error) error {
 	var first error
 	for i, err := range results {
-		m := group[i]
+		m := modules[i]
+		if !passes(m, err) {
+			if first == nil && err != errNotBegun {
+				first = failed("load module "+m.Path, err)
+			}
+			continue
+		}
+		b.modules.done[m.Path] = true
 		switch {
 		case err == nil:
 			b.modules.loaded = append(b.modules.loaded, m.Name())
 		case errors.Is(err, syscall.EEXIST):
 		case errors.Is(err, syscall.ENODEV):
 			b.log(levelInfo, "module "+m.Name()+": no such hardware")
-		case m.Optional:
-			b.log(levelWarn, "module "+m.Name()+": "+err.Error())
 		default:
-			if first == nil {
-				first = failed("load module "+m.Path, err)
-			}
-			continue
+			b.log(levelWarn, "module "+m.Name()+": "+err.Error())
 		}
-		b.modules.done[m.Path] = true
 	}
 	return first
 }

@@ -23,20 +23,20 @@ func loads(f *fakeSystem) []string {
 	return list
 }
 
-// Levels are loaded in their order, whatever the order of the list.
-func TestModuleLevels(t *testing.T) {
+// On one CPU modules are loaded in the order of the list.
+func TestModuleOrder(t *testing.T) {
 	f := newFake(t, loopLines...)
 	f.files[bootconf.AliasesPath] = ""
-	f.files[bootconf.ModulesPath] = `2 - /lib/modules/virtio_blk.ko
-10 loop /lib/modules/e.ko
-0 - /lib/modules/a.ko
-1 loop,ram /lib/modules/b.ko
-1 pmem /lib/modules/no.ko
-9 - /lib/modules/d.ko
+	f.files[bootconf.ModulesPath] = `- /lib/modules/z.ko
+loop,ram /lib/modules/b.ko after=z
+pmem /lib/modules/no.ko
+- /lib/modules/virtio_blk.ko
+- /lib/modules/a.ko after=b,z
+loop /lib/modules/e.ko
 `
 	f.run()
 	wantBoot(t, f, "loop")
-	if diff := cmp.Diff([]string{"a.ko", "b.ko", "virtio_blk.ko", "d.ko", "e.ko"}, loads(f)); diff != "" {
+	if diff := cmp.Diff([]string{"z.ko", "b.ko", "virtio_blk.ko", "a.ko", "e.ko"}, loads(f)); diff != "" {
 		t.Errorf("modules (-want +got):\n%s", diff)
 	}
 }
@@ -47,7 +47,7 @@ func TestOptionalModule(t *testing.T) {
 		for _, cpus := range []int{1, 4} {
 			f := newFake(t, loopLines...)
 			f.cpus = cpus
-			f.files[bootconf.ModulesPath] = "0 - /lib/modules/fast.ko optional x=1\n1 - /lib/modules/virtio_blk.ko\n"
+			f.files[bootconf.ModulesPath] = "- /lib/modules/fast.ko optional x=1\n- /lib/modules/virtio_blk.ko after=fast\n"
 			f.files[bootconf.AliasesPath] = ""
 			f.load = func(path, _ string) error {
 				if path == "/lib/modules/fast.ko" {
@@ -91,34 +91,46 @@ func (g *gate) wait(n int) bool {
 	}
 }
 
-func TestModulesOfALevelInParallel(t *testing.T) {
-	const list = `0 - /lib/modules/a.ko
-0 - /lib/modules/b.ko
-0 - /lib/modules/c.ko
-1 - /lib/modules/virtio_blk.ko
-1 - /lib/modules/d.ko
+func TestModulesInParallel(t *testing.T) {
+	// What is not in the list, and what comes later in it, is not waited for.
+	const list = `- /lib/modules/a.ko after=nothing,virtio_blk
+- /lib/modules/b.ko
+- /lib/modules/c.ko
+- /lib/modules/virtio_blk.ko after=a
+- /lib/modules/d.ko after=virtio_blk,c
 `
 	f := newFake(t, loopLines...)
 	f.files[bootconf.AliasesPath] = ""
 	f.files[bootconf.ModulesPath] = list
 	f.cpus = 2
-	first, second := gate{open: make(chan struct{})}, gate{open: make(chan struct{})}
+	// b ends last of all, so nothing that does not need it waits for it.
+	var mu sync.Mutex
+	loaded := map[string]bool{}
+	first, last := gate{open: make(chan struct{})}, gate{open: make(chan struct{})}
 	f.load = func(path, _ string) error {
-		var ok bool
-		switch path {
-		case "/lib/modules/a.ko", "/lib/modules/b.ko", "/lib/modules/c.ko":
-			ok = first.wait(3)
-		default:
-			select {
-			case <-first.open:
-			default:
-				t.Errorf("%s is loaded before the level below it", path)
+		name := strings.TrimSuffix(strings.TrimPrefix(path, "/lib/modules/"), ".ko")
+		mu.Lock()
+		for _, need := range map[string][]string{"virtio_blk": {"a"}, "d": {"virtio_blk", "c"}}[name] {
+			if !loaded[need] {
+				t.Errorf("%s is loaded before %s", name, need)
 			}
-			ok = second.wait(2)
+		}
+		mu.Unlock()
+		ok := true
+		switch name {
+		case "a", "c":
+			ok = first.wait(3)
+		case "b":
+			ok = first.wait(3) && last.wait(2)
+		case "d":
+			ok = last.wait(2)
 		}
 		if !ok {
-			t.Errorf("%s waits in vain for the others of its level", path)
+			t.Errorf("%s waits in vain for what can be loaded beside it", path)
 		}
+		mu.Lock()
+		loaded[name] = true
+		mu.Unlock()
 		return nil
 	}
 	f.run()
@@ -143,6 +155,29 @@ func TestModulesOfALevelInParallel(t *testing.T) {
 	}
 	f.run()
 	wantBoot(t, f, "loop")
+}
+
+// Behind a module that fails, nothing that needs it is loaded.
+func TestModulesBehindFailure(t *testing.T) {
+	for _, cpus := range []int{1, 4} {
+		f := newFake(t, loopLines...)
+		f.cpus = cpus
+		f.files[bootconf.AliasesPath] = ""
+		f.files[bootconf.ModulesPath] = "- /lib/modules/a.ko\n- /lib/modules/b.ko after=a\n- /lib/modules/c.ko after=b\n"
+		f.load = func(path, _ string) error {
+			if path == "/lib/modules/a.ko" {
+				return syscall.ENOEXEC
+			}
+			return nil
+		}
+		f.run()
+		if diff := cmp.Diff([]string{"a.ko"}, loads(f)); diff != "" {
+			t.Errorf("%d CPUs: modules (-want +got):\n%s", cpus, diff)
+		}
+		if want := "no image: loop: load module /lib/modules/a.ko: exec format error"; !strings.HasPrefix(f.fatal(), want) {
+			t.Errorf("%d CPUs: fatal: %s\nwant: %s", cpus, f.fatal(), want)
+		}
+	}
 }
 
 func TestModuleErrors(t *testing.T) {
@@ -196,7 +231,7 @@ func TestModuleErrorInAuto(t *testing.T) {
 			}
 			return nil
 		}
-		f.files[bootconf.ModulesPath] += "0 - /lib/modules/after.ko\n"
+		f.files[bootconf.ModulesPath] += "- /lib/modules/after.ko\n"
 		f.run()
 		wantBoot(t, f, "loop")
 		if want := `{"backend":"pmem","error":"pmem: load module /lib/modules/libnvdimm.ko: no such file or directory"}`; !strings.Contains(f.written[bootconf.RecordPath], want) {
@@ -237,7 +272,7 @@ func TestModuleConditions(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			f := newFake(t, loopLines...)
-			f.files[bootconf.ModulesPath] += strings.TrimSpace("0 - /lib/modules/the-module.ko "+test.module) + "\n"
+			f.files[bootconf.ModulesPath] += strings.TrimSpace("- /lib/modules/the-module.ko "+test.module) + "\n"
 			f.setCmdline(test.cmdline)
 			f.absent[cpuPath] = true
 			if test.modalias != "" {
@@ -264,7 +299,7 @@ func TestModuleOptions(t *testing.T) {
 	} {
 		f := newFake(t, loopLines...)
 		f.files[bootconf.AliasesPath] = ""
-		f.files[bootconf.ModulesPath] = "0 - /lib/modules/virtio_blk.ko a=1\n"
+		f.files[bootconf.ModulesPath] = "- /lib/modules/virtio_blk.ko a=1\n"
 		f.setCmdline(cmdline)
 		f.run()
 		wantBoot(t, f, "loop")
@@ -312,10 +347,10 @@ func TestDriverWithoutDevice(t *testing.T) {
 	f := newFake(t, "backend embedded")
 	image := erofsContent(imageUUID, false)
 	f.embedded = &image
-	f.files[bootconf.ModulesPath] += "0 - /lib/modules/shared.ko for=nvme,virtio_pci\n0 - /lib/modules/alone.ko for=nvme\n"
+	f.files[bootconf.ModulesPath] += "- /lib/modules/shared.ko for=nvme,virtio_pci\n- /lib/modules/alone.ko for=nvme\n"
 	f.run()
 	wantBoot(t, f, "embedded")
-	want := []string{"crc32c_generic.ko", "loop.ko max_loop=0", "shared.ko", "erofs.ko", "overlay.ko"}
+	want := []string{"crc32c_generic.ko", "loop.ko max_loop=0", "erofs.ko", "overlay.ko", "shared.ko"}
 	if diff := cmp.Diff(want, loads(f)); diff != "" {
 		t.Errorf("modules (-want +got):\n%s", diff)
 	}

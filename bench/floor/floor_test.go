@@ -23,7 +23,7 @@ import (
 const (
 	uuid = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
 	conf = "backend pmem\nimage_uuid " + uuid + "\nimage_size 4096\ninit /odd \"init\n"
-	list = "0 - /lib/modules/a.ko x=1\n1 - /lib/modules/b-b.ko\n"
+	list = "- /lib/modules/a.ko x=1\n- /lib/modules/b-b.ko\n"
 )
 
 // writeMini writes a mini-initramfs of these files, and gives its path.

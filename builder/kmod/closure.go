@@ -12,9 +12,9 @@ import (
 // Module is one module that has to be loaded.
 type Module struct {
 	Name string // as in /proc/modules
-	// Level is the length of the longest path of dependencies below the
-	// module. Modules of one level do not depend on each other.
-	Level int
+	// After are the names of the modules in the list that must be loaded before,
+	// sorted.
+	After []string
 	// CPUFeature is the number of the CPU feature, four hexadecimal digits as
 	// in /sys/devices/system/cpu/modalias, without which (with which, if
 	// CPUWithout) the module is not wanted. Empty: always wanted.
@@ -25,8 +25,8 @@ type Module struct {
 }
 
 // Closure returns the modules that must be loaded for the modules in names, in
-// an order in which each comes after all that it needs, by rising level and
-// then by name. Names may be aliases. What is built in is not listed.
+// an order in which each comes after all that it needs: by the length of the
+// longest path of dependencies below it, and then by name. Names may be aliases. What is built in is not listed.
 //
 // Soft dependencies (pre) count like dependencies, except that one that the
 // kernel does not have is passed over, as is one that would close a circle. A
@@ -278,10 +278,13 @@ func (g *graph) sorted() ([]Module, error) {
 	for i, name := range names {
 		n := g.nodes[name]
 		slices.Sort(n.requests)
-		list[i] = Module{name, g.level(n), n.cond.feature, n.cond.without, n.requests}
+		// What is built in is no node.
+		n.after = slices.DeleteFunc(n.after, func(dep string) bool { return g.nodes[dep] == nil })
+		slices.Sort(n.after)
+		list[i] = Module{name, n.after, n.cond.feature, n.cond.without, n.requests}
 	}
 	slices.SortFunc(list, func(a, b Module) int {
-		return cmp.Or(cmp.Compare(a.Level, b.Level), cmp.Compare(a.Name, b.Name))
+		return cmp.Or(cmp.Compare(g.level(g.nodes[a.Name]), g.level(g.nodes[b.Name])), cmp.Compare(a.Name, b.Name))
 	})
 	return list, nil
 }

@@ -66,43 +66,44 @@ func open(t *testing.T, k kmodtest.Kernel) *kmod.Index {
 }
 
 func TestClosure(t *testing.T) {
-	all := func(level int, name string) kmod.Module {
-		return kmod.Module{Name: name, Level: level, Requests: []int{0}}
+	all := func(name string, after ...string) kmod.Module {
+		return kmod.Module{Name: name, After: after, Requests: []int{0}}
 	}
-	onCPU := func(level int, name, feature string, without bool) kmod.Module {
-		return kmod.Module{Name: name, Level: level, CPUFeature: feature, CPUWithout: without, Requests: []int{0}}
+	onCPU := func(name, feature string, without bool, after ...string) kmod.Module {
+		return kmod.Module{Name: name, After: after, CPUFeature: feature, CPUWithout: without, Requests: []int{0}}
 	}
 	for _, test := range []struct {
 		names string
 		want  []kmod.Module
 	}{
-		{"simd", []kmod.Module{all(0, "simd")}},
+		{"simd", []kmod.Module{all("simd")}},
 		{"virtio-pci", nil},
 		{"only-builtin", nil},
-		{"hasbuiltin", []kmod.Module{all(0, "hasbuiltin")}},
+		{"hasbuiltin", []kmod.Module{all("hasbuiltin")}},
 		{"fs-erofs", []kmod.Module{
-			onCPU(0, "crc32c_generic", "0094", true), onCPU(0, "crc32c_intel", "0094", false),
-			all(1, "libcrc32c"), all(2, "erofs"),
+			onCPU("crc32c_generic", "0094", true), onCPU("crc32c_intel", "0094", false),
+			all("libcrc32c", "crc32c_generic", "crc32c_intel"), all("erofs", "libcrc32c"),
 		}},
 		{"erofs ext4", []kmod.Module{
-			{Name: "crc32c_generic", Level: 0, CPUFeature: "0094", CPUWithout: true, Requests: []int{0, 1}},
-			{Name: "crc32c_intel", Level: 0, CPUFeature: "0094", Requests: []int{0, 1}},
-			{Name: "jbd2", Level: 1, Requests: []int{1}}, {Name: "libcrc32c", Level: 1, Requests: []int{0}},
-			{Name: "erofs", Level: 2, Requests: []int{0}}, {Name: "ext4", Level: 2, Requests: []int{1}},
+			{Name: "crc32c_generic", CPUFeature: "0094", CPUWithout: true, Requests: []int{0, 1}},
+			{Name: "crc32c_intel", CPUFeature: "0094", Requests: []int{0, 1}},
+			{Name: "jbd2", After: []string{"crc32c_generic", "crc32c_intel"}, Requests: []int{1}}, {Name: "libcrc32c", After: []string{"crc32c_generic", "crc32c_intel"}, Requests: []int{0}},
+			{Name: "erofs", After: []string{"libcrc32c"}, Requests: []int{0}}, {Name: "ext4", After: []string{"crc32c_generic", "crc32c_intel", "jbd2"}, Requests: []int{1}},
 		}},
 		// What is asked for by its own name has no condition.
 		{"libcrc32c crc32c-intel", []kmod.Module{
-			{Name: "crc32c_generic", Level: 0, CPUFeature: "0094", CPUWithout: true, Requests: []int{0}},
-			{Name: "crc32c_intel", Level: 0, Requests: []int{0, 1}},
-			{Name: "libcrc32c", Level: 1, Requests: []int{0}},
+			{Name: "crc32c_generic", CPUFeature: "0094", CPUWithout: true, Requests: []int{0}},
+			{Name: "crc32c_intel", Requests: []int{0, 1}},
+			{Name: "libcrc32c", After: []string{"crc32c_generic", "crc32c_intel"}, Requests: []int{0}},
 		}},
 		{"user", []kmod.Module{
-			all(0, "base"), onCPU(0, "simd", "0081", false),
-			onCPU(1, "fast", "0081", false), onCPU(1, "slow", "0081", true), all(2, "user"),
+			all("base"), onCPU("simd", "0081", false),
+			onCPU("fast", "0081", false, "base", "simd"), onCPU("slow", "0081", true, "base"),
+			all("user", "fast", "slow"),
 		}},
-		{"hash", []kmod.Module{all(0, "plain")}},
-		{"digest", []kmod.Module{all(0, "sse")}},
-		{"mix", []kmod.Module{onCPU(0, "neon", "0004", false)}},
+		{"hash", []kmod.Module{all("plain")}},
+		{"digest", []kmod.Module{all("sse")}},
+		{"mix", []kmod.Module{onCPU("neon", "0004", false)}},
 	} {
 		t.Run(test.names, func(t *testing.T) {
 			names := strings.Fields(test.names)
@@ -133,12 +134,12 @@ func TestClosureCircles(t *testing.T) {
 		}()
 		select {
 		case list := <-done:
-			level := map[string]int{}
-			for _, m := range list {
-				level[m.Name] = m.Level
+			place := map[string]int{}
+			for i, m := range list {
+				place[m.Name] = i
 			}
-			if len(level) != 3 || level["a"] >= level["b"] {
-				t.Errorf("Closure(%s) = %v; want a below b, and c", name, level)
+			if len(place) != 3 || place["a"] >= place["b"] {
+				t.Errorf("Closure(%s) = %v; want a before b, and c", name, list)
 			}
 		case <-time.After(10 * time.Second):
 			t.Fatalf("Closure(%s) does not end", name)

@@ -8,13 +8,12 @@ import (
 
 // Module is one line of the module list in the mini-initramfs:
 //
-//	LEVEL USES PATH [cpu=[!]HHHH,...] [for=DRIVER,...] [optional] [OPTION...]
+//	USES PATH [cpu=[!]HHHH,...] [for=DRIVER,...] [after=NAME,...] [optional] [OPTION...]
 //
-// for example `2 pmem,pmem-dax /lib/modules/nd_pmem.ko`. Modules of one level
-// do not depend on each other and may be loaded at the same time; all modules
-// of lower levels are loaded before.
+// for example `pmem,pmem-dax /lib/modules/nd_pmem.ko after=libnvdimm`. A module
+// comes behind all that it needs, and in that order the list can be loaded one by
+// one. Modules of which none is After the other may be loaded at the same time.
 type Module struct {
-	Level int
 	// Uses has the backends that need the module; empty, written `-`, means
 	// that every boot needs it.
 	Uses []Backend
@@ -30,6 +29,9 @@ type Module struct {
 	// itself, or those that depend on it. It is loaded once the machine shows a
 	// device of one of them; see Alias. Empty: it is loaded always.
 	Drivers []string
+	// After are the names of modules further up in the list that must be loaded
+	// before, if they are loaded at all.
+	After []string
 	// Optional says that a boot goes on without the module if the kernel refuses
 	// it.
 	Optional bool
@@ -61,11 +63,11 @@ func (m *Module) Name() string {
 
 // String gives the line, without its end.
 func (m *Module) String() string {
-	s := strconv.Itoa(m.Level) + " "
+	var s string
 	if len(m.Uses) == 0 {
-		s += "-"
+		s = "-"
 	} else {
-		s += FormatBackends(m.Uses, false)
+		s = FormatBackends(m.Uses, false)
 	}
 	s += " " + m.Path
 	if m.CPUFeature != "" {
@@ -77,6 +79,9 @@ func (m *Module) String() string {
 	}
 	if len(m.Drivers) > 0 {
 		s += " for=" + strings.Join(m.Drivers, ",")
+	}
+	if len(m.After) > 0 {
+		s += " after=" + strings.Join(m.After, ",")
 	}
 	if m.Optional {
 		s += " " + optional
@@ -106,12 +111,10 @@ func ParseModules(text string) ([]Module, error) {
 }
 
 func parseModule(line string) (Module, error) {
-	level, rest, _ := strings.Cut(line, " ")
-	uses, rest, _ := strings.Cut(rest, " ")
+	uses, rest, _ := strings.Cut(line, " ")
 	path, rest, _ := strings.Cut(rest, " ")
 	var m Module
-	var err error
-	if m.Level, err = strconv.Atoi(level); err != nil || m.Level < 0 || !strings.HasPrefix(path, "/") {
+	if !strings.HasPrefix(path, "/") {
 		return m, errors.New("not a module: " + strconv.Quote(line))
 	}
 	m.Path = path
@@ -137,8 +140,12 @@ func parseModule(line string) (Module, error) {
 		drivers, rest, _ = strings.Cut(drivers, " ")
 		m.Drivers = strings.Split(drivers, ",")
 	}
-	if word, after, _ := strings.Cut(rest, " "); word == optional {
-		m.Optional, rest = true, after
+	if names, ok := strings.CutPrefix(rest, "after="); ok {
+		names, rest, _ = strings.Cut(names, " ")
+		m.After = strings.Split(names, ",")
+	}
+	if word, options, _ := strings.Cut(rest, " "); word == optional {
+		m.Optional, rest = true, options
 	}
 	m.Options = rest
 	return m, nil

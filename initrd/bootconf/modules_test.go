@@ -11,15 +11,17 @@ var moduleLines = []struct {
 	line string
 	want Module
 }{
-	{"0 - /lib/modules/crc32c_generic.ko", Module{Path: "/lib/modules/crc32c_generic.ko"}},
-	{"2 pmem,pmem-dax /lib/modules/nd_pmem.ko", Module{Level: 2, Uses: []Backend{Pmem, PmemDAX}, Path: "/lib/modules/nd_pmem.ko"}},
-	{"1 loop /m/loop.ko max_loop=0 max_part=8", Module{Level: 1, Uses: []Backend{Loop}, Path: "/m/loop.ko", Options: "max_loop=0 max_part=8"}},
-	{"0 - /m/a.ko cpu=0094", Module{Path: "/m/a.ko", CPUFeature: "0094"}},
-	{"0 - /m/a.ko cpu=!0094 x=1", Module{Path: "/m/a.ko", CPUFeature: "0094", CPUWithout: true, Options: "x=1"}},
-	{"0 - /m/a.ko cpu=0089,009C", Module{Path: "/m/a.ko", CPUFeature: "0089,009C"}},
-	{"0 - /m/a.ko cpu=0089 for=b optional x=1", Module{Path: "/m/a.ko", CPUFeature: "0089", Drivers: []string{"b"}, Optional: true, Options: "x=1"}},
-	{"0 - /m/a.ko optional", Module{Path: "/m/a.ko", Optional: true}},
-	{`10 ram /m/a.ko x="a b"`, Module{Level: 10, Uses: []Backend{RAM}, Path: "/m/a.ko", Options: `x="a b"`}},
+	{"- /lib/modules/crc32c_generic.ko", Module{Path: "/lib/modules/crc32c_generic.ko"}},
+	{"pmem,pmem-dax /lib/modules/nd_pmem.ko", Module{Uses: []Backend{Pmem, PmemDAX}, Path: "/lib/modules/nd_pmem.ko"}},
+	{"loop /m/loop.ko max_loop=0 max_part=8", Module{Uses: []Backend{Loop}, Path: "/m/loop.ko", Options: "max_loop=0 max_part=8"}},
+	{"- /m/a.ko cpu=0094", Module{Path: "/m/a.ko", CPUFeature: "0094"}},
+	{"- /m/a.ko cpu=!0094 x=1", Module{Path: "/m/a.ko", CPUFeature: "0094", CPUWithout: true, Options: "x=1"}},
+	{"- /m/a.ko cpu=0089,009C", Module{Path: "/m/a.ko", CPUFeature: "0089,009C"}},
+	{"- /m/a.ko cpu=0089 for=b optional x=1", Module{Path: "/m/a.ko", CPUFeature: "0089", Drivers: []string{"b"}, Optional: true, Options: "x=1"}},
+	{"- /m/a.ko after=b,c", Module{Path: "/m/a.ko", After: []string{"b", "c"}}},
+	{"- /m/a.ko for=b after=c optional x=1", Module{Path: "/m/a.ko", Drivers: []string{"b"}, After: []string{"c"}, Optional: true, Options: "x=1"}},
+	{"- /m/a.ko optional", Module{Path: "/m/a.ko", Optional: true}},
+	{`ram /m/a.ko x="a b"`, Module{Uses: []Backend{RAM}, Path: "/m/a.ko", Options: `x="a b"`}},
 }
 
 func TestModuleRoundTrip(t *testing.T) {
@@ -43,11 +45,11 @@ func TestModuleRoundTrip(t *testing.T) {
 
 func TestParseModulesErrors(t *testing.T) {
 	for _, line := range []string{
-		"x", "0", "0 -", "0 - ", "0 - m.ko", "-1 - /m.ko", "a - /m.ko", " 0 - /m.ko",
-		"0 disk /m.ko", "0 block, /m.ko", "0  /m.ko", "0 auto /m.ko",
-		"0 - /m.ko cpu=", "0 - /m.ko cpu=!", "0 - /m.ko cpu=94", "0 - /m.ko cpu=00g4", "0 - /m.ko cpu=00094", "0 - /m.ko cpu=0094,", "0 - /m.ko cpu=0094,94",
+		"x", "-", "- ", "- m.ko", "0 - /m.ko", " - /m.ko",
+		"disk /m.ko", "block, /m.ko", " /m.ko", "auto /m.ko",
+		"- /m.ko cpu=", "- /m.ko cpu=!", "- /m.ko cpu=94", "- /m.ko cpu=00g4", "- /m.ko cpu=00094", "- /m.ko cpu=0094,", "- /m.ko cpu=0094,94",
 	} {
-		got, err := ParseModules("0 - /good.ko\n" + line + "\n")
+		got, err := ParseModules("- /good.ko\n" + line + "\n")
 		if err == nil {
 			t.Errorf("ParseModules(%q) = %v, want an error", line, got)
 		} else if !strings.HasPrefix(err.Error(), "line 2: ") {
@@ -83,7 +85,7 @@ func TestModuleNeededBy(t *testing.T) {
 }
 
 var moduleSeeds = []string{
-	"", "\n\n", "0 - /a", "+0 - /a  x ", "0 - /a cpu=0001 cpu=0002", "0 - /a cpu= cpu=0001", "0 - /a cpu=!", "7 ram,ram /\r\n",
+	"", "\n\n", "- /a", "- /a  x ", "- /a cpu=0001 cpu=0002", "- /a cpu= cpu=0001", "- /a cpu=!", "ram,ram /\r\n",
 }
 
 func TestModuleSeeds(t *testing.T) {
