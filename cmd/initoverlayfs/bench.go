@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -143,6 +144,9 @@ func (a *app) bench(ctx context.Context, f *benchFlags) error {
 }
 
 func (a *app) writeReport(dir string, r *bench.Results) error {
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
 	if err := report.Write(dir, r); err != nil {
 		return err
 	}
@@ -169,7 +173,7 @@ func (a *app) benchReportCommand() *cobra.Command {
 			}
 			merged, err := bench.Merge(runs...)
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", strings.Join(dirs, ", "), err)
 			}
 			if output == "" {
 				output = dirs[0]
