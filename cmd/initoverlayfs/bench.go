@@ -63,6 +63,7 @@ func (f *benchFlags) add(p *pflag.FlagSet) {
 	p.StringVar(&f.Initramfs, "initramfs", "", "initramfs `FILE` of which every scenario is made")
 	p.StringVar(&f.RootDisk, "rootdisk", "", "disk `IMAGE` with the real root, which has the agent in vmtest/agent;\nthe guest's writes are thrown away")
 	p.StringVar(&f.RootTree, "root", "", "the same as a `DIR` or tar archive, of which the set storage makes disks")
+	p.StringVar(&f.Busybox, "busybox", "", "static `PROGRAM` for the scenario erofs-initramfs (default: busybox in PATH)")
 	p.StringArrayVar(&f.systems, "system", nil, "another system to put beside ours: `NAME=KERNEL,INITRAMFS[,ROOTDISK]`")
 	p.StringArrayVar(&f.squash, "squash", nil, "the same for dracut's own read-only images: `NAME=KERNEL,INITRAMFS[,ROOTDISK]`")
 	p.StringSliceVar(&f.Sets, "set", []string{"instructions", "standard"}, "`SETS` of scenarios")
