@@ -74,14 +74,17 @@ vmtest: build ## the tests with every boot of every distribution
 	$(FIXTURES) tools $(TEST_FIXTURES) $(SID_FIXTURES) $(MORE_FIXTURES)
 	$(FIND_EROFS_UTILS); INITOVERLAYFS_VM=full $(GO) test -count=1 -timeout 180m $(GOTESTFLAGS) ./...
 
-# A run of the boot benchmark on Debian 12, and where it and its report go.
+# A run of the boot benchmark, and where it and its report go.
 BENCH_OUT ?= out/bench
 BENCH_FLAGS ?=
-BENCH_RUN = kernel=$$($(FIXTURES) path kernel-6.1); $(BIN)/initoverlayfs bench --kver "$$(cat "$$kernel/kver")" \
+BENCH_KERNEL := kernel-6.1
+BENCH_INITRAMFS := dracut-6.1.img
+BENCH_FIXTURES = $(BENCH_KERNEL) $(BENCH_INITRAMFS) root-bookworm.ext4 root-bookworm.tar busybox-static
+BENCH_RUN = kernel=$$($(FIXTURES) path $(BENCH_KERNEL)); \
+	$(BIN)/initoverlayfs bench --busybox "$$($(FIXTURES) path busybox-static)" --kver "$$(cat "$$kernel/kver")" \
 	--kernel "$$kernel/vmlinuz" --modules-dir "$$(readlink -f "$$kernel/modules")" \
-	--initramfs "$$($(FIXTURES) path dracut-6.1.img)" --rootdisk "$$($(FIXTURES) path root-bookworm.ext4)" \
+	--initramfs "$$($(FIXTURES) path $(BENCH_INITRAMFS))" --rootdisk "$$($(FIXTURES) path root-bookworm.ext4)" \
 	--root "$$($(FIXTURES) path root-bookworm.tar)"
-BENCH_FIXTURES := kernel-6.1 dracut-6.1.img root-bookworm.ext4 root-bookworm.tar
 
 .PHONY: bench
 bench: build ## boots, plain and ours side by side; the report in out/bench (half an hour)
@@ -95,6 +98,15 @@ bench-confirm: build ## the same until the intervals are narrow, and every sweep
 	$(FIXTURES) tools $(BENCH_FIXTURES)
 	$(BENCH_RUN) --output $(BENCH_OUT)-confirm --rounds 8 --until 0.015 --max-rounds 60 --memory-step 8 \
 		--set instructions,standard,storage,bloat,bloat-instructions,pcluster,compress,cpus,memory,probe,least-memory $(BENCH_FLAGS)
+
+.PHONY: bench-sid
+bench-sid: BENCH_KERNEL := kernel-sid
+bench-sid: BENCH_INITRAMFS := dracut-sid.img
+bench-sid: build ## the boots of Debian sid, dracut's own squash-erofs among them; the report in out/bench-sid
+	$(FIXTURES) tools $(BENCH_FIXTURES) dracut-sid-squash-erofs.img
+	squash=$$($(FIXTURES) path dracut-sid-squash-erofs.img); \
+	$(BENCH_RUN) --output $(BENCH_OUT)-sid --rounds 3 --set instructions,standard \
+		--squash "squash-erofs=$$kernel/vmlinuz,$$squash" --scenario plain-zstd,plain-lz4,block,file,loop $(BENCH_FLAGS)
 
 .PHONY: bench-go
 bench-go: build ## the Go benchmarks, and storage-init's instructions (BENCH=REGEXP)

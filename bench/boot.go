@@ -2,11 +2,11 @@ package bench
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"initoverlayfs/vmtest"
@@ -149,17 +149,8 @@ func diskReads(stats map[string]map[string]vmtest.BlockStats) map[string]map[str
 
 // memorySamples are those of the probe and, as the last, the agent's.
 func memorySamples(res *vmtest.Result) []MemorySample {
-	var samples []MemorySample
-	for _, e := range res.Events {
-		var s MemorySample
-		if e.Kind == vmtest.EventMemory && json.Unmarshal(e.JSON, &s) == nil {
-			samples = append(samples, s)
-		}
+	if res.Done == nil || len(res.Memory) == 0 {
+		return res.Memory
 	}
-	if d := res.Done; d != nil && len(samples) > 0 {
-		samples = append(samples, MemorySample{
-			At: "multi-user", AvailableKB: d.MemAvailableKB, CachedKB: d.CachedKB, ShmemKB: d.ShmemKB, TotalKB: d.MemTotalKB,
-		})
-	}
-	return samples
+	return append(slices.Clone(res.Memory), res.Done.Memory())
 }

@@ -188,9 +188,12 @@ func (in *inputs) nothing() (string, error) {
 // erofsInitramfs gives what somebody would make without us.
 func (in *inputs) erofsInitramfs(ctx context.Context) (string, error) {
 	return in.make("initramfs-erofs.img", func(path string) error {
-		busybox, err := exec.LookPath("busybox")
-		if err != nil {
-			return err
+		busybox := in.o.Busybox
+		if busybox == "" {
+			var err error
+			if busybox, err = exec.LookPath("busybox"); err != nil {
+				return err
+			}
 		}
 		modules := in.o.ModulesDir
 		if modules == "" {

@@ -158,13 +158,7 @@ type DiskReads struct {
 }
 
 // MemorySample is what /proc/meminfo said at a milestone.
-type MemorySample struct {
-	At          string `json:"at"` // init, switch-root, multi-user
-	AvailableKB int64  `json:"available_kb"`
-	CachedKB    int64  `json:"cached_kb"`
-	ShmemKB     int64  `json:"shmem_kb"`
-	TotalKB     int64  `json:"total_kb"`
-}
+type MemorySample = vmtest.MemorySample
 
 // MemorySearch is a bisection over the guest's memory.
 type MemorySearch struct {

@@ -29,6 +29,7 @@ type Options struct {
 	RootDisk                          string // disk image with the real root
 	RootTree                          string // the same as a directory or tar, for disks that firmware boots; empty: no such
 	Given                             []System
+	Busybox                           string // static, for the scenario erofs-initramfs; empty: the one in PATH
 
 	Sets   []string // see SetNames
 	Series []string // see SeriesNames

@@ -163,7 +163,7 @@ var errNotBegun = errors.New("not begun")
 
 // passes reports whether a boot goes on with that result of loading a module.
 func passes(m *bootconf.Module, err error) bool {
-	return err == nil || errors.Is(err, syscall.EEXIST) || errors.Is(err, syscall.ENODEV) || m.Optional && err != errNotBegun
+	return err == nil || errors.Is(err, syscall.EEXIST) || errors.Is(err, syscall.ENODEV) || m.Optional && !errors.Is(err, errNotBegun)
 }
 
 // noteLoaded notes what became of modules, in the order of the list, and gives
@@ -173,7 +173,7 @@ func (b *boot) noteLoaded(modules []*bootconf.Module, results []error) error {
 	for i, err := range results {
 		m := modules[i]
 		if !passes(m, err) {
-			if first == nil && err != errNotBegun {
+			if first == nil && !errors.Is(err, errNotBegun) {
 				first = failed("load module "+m.Path, err)
 			}
 			continue

@@ -155,7 +155,7 @@ func compile(ctx context.Context, plan string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // what stays behind is in the way of nothing
 	for name, text := range map[string][]byte{"floor.c": source, "plan.h": []byte(plan)} {
 		if err := os.WriteFile(filepath.Join(dir, name), text, 0o666); err != nil {
 			return nil, err

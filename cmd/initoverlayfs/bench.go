@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -62,6 +63,7 @@ func (f *benchFlags) add(p *pflag.FlagSet) {
 	p.StringVar(&f.Initramfs, "initramfs", "", "initramfs `FILE` of which every scenario is made")
 	p.StringVar(&f.RootDisk, "rootdisk", "", "disk `IMAGE` with the real root, which has the agent in vmtest/agent;\nthe guest's writes are thrown away")
 	p.StringVar(&f.RootTree, "root", "", "the same as a `DIR` or tar archive, of which the set storage makes disks")
+	p.StringVar(&f.Busybox, "busybox", "", "static `PROGRAM` for the scenario erofs-initramfs (default: busybox in PATH)")
 	p.StringArrayVar(&f.systems, "system", nil, "another system to put beside ours: `NAME=KERNEL,INITRAMFS[,ROOTDISK]`")
 	p.StringArrayVar(&f.squash, "squash", nil, "the same for dracut's own read-only images: `NAME=KERNEL,INITRAMFS[,ROOTDISK]`")
 	p.StringSliceVar(&f.Sets, "set", []string{"instructions", "standard"}, "`SETS` of scenarios")
@@ -143,6 +145,9 @@ func (a *app) bench(ctx context.Context, f *benchFlags) error {
 }
 
 func (a *app) writeReport(dir string, r *bench.Results) error {
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
 	if err := report.Write(dir, r); err != nil {
 		return err
 	}
@@ -169,7 +174,7 @@ func (a *app) benchReportCommand() *cobra.Command {
 			}
 			merged, err := bench.Merge(runs...)
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", strings.Join(dirs, ", "), err)
 			}
 			if output == "" {
 				output = dirs[0]

@@ -251,22 +251,19 @@ func TestTwoCPUs(t *testing.T) {
 	m.CPUs = 2
 	b.attach(t, &m, bootconf.Loop)
 	record := b.checkRecord(t, b.boot(t, m, bootconf.Loop), bootconf.Loop)
-	var want []string
-	level := map[string]string{}
-	for _, line := range b.Mini.Modules {
-		fields := strings.Fields(line)
-		name := strings.ReplaceAll(strings.TrimSuffix(filepath.Base(fields[2]), ".ko"), "-", "_")
-		level[name] = fields[0]
-		if !strings.Contains(line, "cpu=") {
-			want = append(want, name)
-		}
+	modules, err := bootconf.ParseModules(strings.Join(b.Mini.Modules, "\n"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, name := range want {
-		if !slices.Contains(record.Modules, name) {
-			t.Errorf("module %s is not loaded: %v", name, record.Modules)
+	for _, m := range modules {
+		place := slices.Index(record.Modules, m.Name())
+		if m.CPUFeature == "" && place < 0 {
+			t.Errorf("module %s is not loaded: %v", m.Name(), record.Modules)
 		}
-	}
-	if !slices.IsSortedFunc(record.Modules, func(a, b string) int { return strings.Compare(level[a], level[b]) }) {
-		t.Errorf("modules %v are not loaded level by level: %v", record.Modules, level)
+		for _, name := range m.After {
+			if place >= 0 && slices.Index(record.Modules, name) > place {
+				t.Errorf("module %s is before %s, which it needs: %v", m.Name(), name, record.Modules)
+			}
+		}
 	}
 }

@@ -61,18 +61,22 @@ func BenchmarkStorageInit(b *testing.B) {
 // BenchmarkFloor counts the same for storage-init and for a C program that makes
 // only the system calls that cannot be avoided, with the modules that storage-init
 // has loaded: package floor. It fails where storage-init needs more than 1.05
-// times as much. The second CPU has instructions for SHA-256.
+// times as much. The second CPU has instructions for SHA-256, so half of the work
+// that both have in common is gone, and the start of Go counts for more: 1.08.
 //
 //	INITOVERLAYFS_VM=1 go test ./vmtest/boots -run '^$' -bench Floor
 func BenchmarkFloor(b *testing.B) {
-	for _, cpu := range []string{"qemu64", "max"} {
-		b.Run(cpu, func(b *testing.B) { benchmarkFloor(b, cpu) })
+	for _, test := range []struct {
+		cpu  string
+		most float64
+	}{{"qemu64", 1.05}, {"max", 1.08}} {
+		b.Run(test.cpu, func(b *testing.B) { benchmarkFloor(b, test.cpu, test.most) })
 	}
 }
 
-func benchmarkFloor(b *testing.B, cpu string) {
+func benchmarkFloor(b *testing.B, cpu string, most float64) {
 	build := spec{config: "backend pmem\n", compress: compress.Zstd}.build(b)
-	const perSecond, most = 1000, 1.05
+	const perSecond = 1000
 	var ours, least, runs float64
 	for b.Loop() {
 		m := build.machine(b)
