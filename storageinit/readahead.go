@@ -8,8 +8,8 @@ import "initoverlayfs/storageinit/probe"
 const readAheadBytes = 1 << 20
 
 // readAhead has the kernel read the image's inodes and directories while the boot
-// goes on. EROFS asks for their blocks one by one and waits for each, which is
-// half of all requests of a boot. It is best-effort. source is what is mounted; an
+// goes on. EROFS asks for their blocks one by one and waits for each, which is a
+// quarter of all requests of a boot. It is best-effort. source is what is mounted; an
 // image in memory has nothing to wait for.
 func (b *boot) readAhead(source string, image *probe.EROFS) {
 	offset, length := image.Metadata()
