@@ -17,27 +17,26 @@ import (
 )
 
 // BootFiles says which files of a tree are laid out to be read at every boot:
-// in front, in the order of their use, and not compressed. The zero value takes
-// those that the init is known to need.
+// in front, in the order of their use, and not compressed. The zero value is none.
 type BootFiles struct {
-	None  bool
-	Paths []string // in the order of their use; nil: see autoBootFiles
+	Init  bool     // the init, the programs of bootPrograms, and what they are linked to
+	Paths []string // these, in the order of their use
 }
 
-// ParseBootFiles reads `auto`, `none`, or the file of that name with a path a
+// ParseBootFiles reads `init`, `none`, or the file of that name with a path a
 // line, and comments that begin with #.
 func ParseBootFiles(value string) (BootFiles, error) {
 	switch value {
-	case "auto":
-		return BootFiles{}, nil
+	case "init":
+		return BootFiles{Init: true}, nil
 	case "none":
-		return BootFiles{None: true}, nil
+		return BootFiles{}, nil
 	}
 	text, err := os.ReadFile(value)
 	if err != nil {
 		return BootFiles{}, err
 	}
-	b := BootFiles{Paths: []string{}}
+	var b BootFiles
 	lines := bufio.NewScanner(bytes.NewReader(text))
 	for n := 1; lines.Scan(); n++ {
 		line := strings.TrimRight(lines.Text(), "\r")
@@ -68,14 +67,13 @@ type bootOrder map[*cpio.Node]uint32
 
 // order finds the nodes in a tree.
 func (b BootFiles) order(tree *cpio.Tree, contents contentOpener) (bootOrder, error) {
-	if b.None {
-		return nil, nil
-	}
 	f := bootFinder{tree: tree, contents: contents, order: bootOrder{}}
-	if b.Paths == nil {
-		return f.order, f.auto()
+	if b.Init {
+		if err := f.init(); err != nil {
+			return nil, err
+		}
 	}
-	found := false
+	found := len(b.Paths) == 0
 	for _, name := range b.Paths {
 		found = f.mark(name) != nil || found
 	}
@@ -129,8 +127,8 @@ var bootPrograms = []string{
 	"/usr/bin/kmod", "/bin/kmod",
 }
 
-// auto marks the programs of bootPrograms with what they are linked to.
-func (f *bootFinder) auto() error {
+// init marks the programs of bootPrograms with what they are linked to.
+func (f *bootFinder) init() error {
 	for _, name := range bootPrograms {
 		if err := f.program(name, 0); err != nil {
 			return err

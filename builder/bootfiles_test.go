@@ -116,7 +116,7 @@ func TestBootFilesOrder(t *testing.T) {
 		b    BootFiles
 		want []string
 	}{
-		{"auto", BootFiles{}, []string{
+		{"init", BootFiles{Init: true}, []string{
 			"init", "usr/lib/systemd/systemd",
 			"lib64", "usr/lib64", "usr/lib64/ld.so.2", multiarch + "/ld.so",
 			"usr", "usr/lib", "usr/lib/systemd", "usr/lib/systemd/libcore.so",
@@ -125,7 +125,7 @@ func TestBootFilesOrder(t *testing.T) {
 			"usr/lib/systemd/systemd-journald",
 			"usr/bin", "usr/bin/udevadm",
 		}},
-		{"none", BootFiles{None: true}, []string{}},
+		{"none", BootFiles{}, []string{}},
 		{"a list", BootFiles{Paths: []string{"/bin/bash", "/not/there", "/bin/bash", "/etc/../etc/other"}}, []string{
 			"bin", "usr/bin", "usr/bin/bash", "etc", "etc/other",
 		}},
@@ -140,7 +140,7 @@ func TestBootFilesOrder(t *testing.T) {
 	a.dirs("bin")
 	a.file("init", "#! /bin/sh -e\nexec true\n")
 	a.file("bin/sh", "#!/init\n")
-	if diff := cmp.Diff([]string{"init", "bin", "bin/sh"}, orderedPaths(t, a.save(), BootFiles{})); diff != "" {
+	if diff := cmp.Diff([]string{"init", "bin", "bin/sh"}, orderedPaths(t, a.save(), BootFiles{Init: true})); diff != "" {
 		t.Errorf("scripts (-want +got):\n%s", diff)
 	}
 }
@@ -153,7 +153,7 @@ func TestBootFilesImage(t *testing.T) {
 	want := entriesOfTree(t, tree, contents.Open)
 	list := BootFiles{Paths: []string{"/etc/other"}}
 	uuids := map[bootconf.UUID]int{}
-	for i, b := range []BootFiles{{}, {None: true}, list, {Paths: []string{"/etc/other", "/init"}}} {
+	for i, b := range []BootFiles{{}, {Init: true}, list, {Paths: []string{"/etc/other", "/init"}}} {
 		for name, o := range testLayouts() {
 			if name != "lz4hc" {
 				continue
@@ -196,8 +196,11 @@ func TestBootFilesRefused(t *testing.T) {
 	if _, err := os.Stat(out); err == nil {
 		t.Error("there is an image")
 	}
-	if _, err := (mkfsErofs{}).Begin(context.Background(), o); err == nil || !strings.Contains(err.Error(), "mkfs.erofs does not") {
-		t.Errorf("mkfs.erofs and a list: %v", err)
+	for _, b := range []BootFiles{o.BootFiles, {Init: true}} {
+		o.BootFiles = b
+		if _, err := (mkfsErofs{}).Begin(context.Background(), o); err == nil || !strings.Contains(err.Error(), "mkfs.erofs does not") {
+			t.Errorf("mkfs.erofs and %+v: %v", b, err)
+		}
 	}
 }
 
@@ -215,8 +218,8 @@ func TestParseBootFiles(t *testing.T) {
 		value string
 		want  BootFiles
 	}{
-		{"auto", BootFiles{}},
-		{"none", BootFiles{None: true}},
+		{"init", BootFiles{Init: true}},
+		{"none", BootFiles{}},
 		{good, BootFiles{Paths: []string{"/init", "/usr/bin/with space"}}},
 	} {
 		got, err := ParseBootFiles(test.value)

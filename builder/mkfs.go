@@ -53,8 +53,8 @@ func (p mkfsErofs) Begin(ctx context.Context, o ImageOptions) (ImageWriter, erro
 	if o.BlobDir != "" {
 		return nil, errors.New("mkfs.erofs does not share blobs; the producer native does")
 	}
-	if o.BootFiles.Paths != nil {
-		return nil, errors.New("mkfs.erofs does not lay out a list of boot files; the producer native does")
+	if o.BootFiles.Init || o.BootFiles.Paths != nil {
+		return nil, errors.New("mkfs.erofs does not lay out boot files; the producer native does")
 	}
 	o, err := o.settle(true)
 	if err != nil {
@@ -105,7 +105,7 @@ type mkfsWriter struct {
 func (w *mkfsWriter) Identity() string { return w.identity }
 
 // BootFiles is none: mkfs.erofs has no option for it.
-func (w *mkfsWriter) BootFiles() BootFiles { return BootFiles{None: true} }
+func (w *mkfsWriter) BootFiles() BootFiles { return BootFiles{} }
 
 func (w *mkfsWriter) Close() error { return os.RemoveAll(w.dir) }
 

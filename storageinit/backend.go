@@ -295,6 +295,9 @@ func (b *boot) mountDevice(backend bootconf.Backend, d *device) error {
 	if backend == bootconf.PmemDAX && !b.mountedWith(lowerDir, "dax=always") {
 		return b.unmountLower(errors.New("the device has no dax, the mount silently went without"))
 	}
+	if backend == bootconf.Block {
+		b.readAhead(d.path(), &superblock)
+	}
 	return nil
 }
 
@@ -326,13 +329,21 @@ func (b *boot) mountFromBootfs(backend bootconf.Backend, d *device) (err error) 
 	defer releaseBlobs()
 	switch backend {
 	case bootconf.File:
-		return b.mountErofs(image.Source(), blobs)
+		if err := b.mountErofs(image.Source(), blobs); err != nil {
+			return err
+		}
+		b.readAhead(image.Source(), &superblock)
+		return nil
 	case bootconf.Loop:
-		direct, err := b.mountLoop(image, blobs)
-		if err == nil && !direct {
+		loop, err := b.mountLoop(image, blobs)
+		if err != nil {
+			return err
+		}
+		if !loop.DirectIO {
 			b.log(levelWarn, "loop device without direct I/O: the image is cached twice")
 		}
-		return err
+		b.readAhead(loop.Path, &superblock)
+		return nil
 	}
 	memory, err := b.sys.CopyToMemory(image)
 	if err != nil {
@@ -371,13 +382,14 @@ func (b *boot) mountEmbedded() error {
 	return err
 }
 
-func (b *boot) mountLoop(image Image, data string) (direct bool, err error) {
+// mountLoop mounts an image through a loop device, which the mount then keeps.
+func (b *boot) mountLoop(image Image, data string) (LoopDevice, error) {
 	loop, err := b.sys.AttachLoop(image)
 	if err != nil {
-		return false, failed("attach a loop device", err)
+		return loop, failed("attach a loop device", err)
 	}
 	defer loop.Release()
-	return loop.DirectIO, b.mountErofs(loop.Path, data)
+	return loop, b.mountErofs(loop.Path, data)
 }
 
 func (b *boot) mountErofs(source, data string) error {

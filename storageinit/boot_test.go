@@ -223,16 +223,19 @@ var bestEffort = map[string]int{
 	// The first is for the panic timeout, the second for the configuration.
 	"read /proc/cmdline": 1,
 
-	"copy attributes of " + lowerDir + " to " + overlayDir + "/upper": 0,
-	"mkdir " + sysroot + parent(bootconf.RecordPath):                  0,
-	"mkdir " + parent(bootconf.RecordPath):                            0,
-	"write " + sysroot + bootconf.RecordPath + ": RECORD":             0,
-	"write " + bootconf.RecordPath + ": RECORD":                       0,
-	"detach " + lowerDir:                                              0,
-	"detach " + overlayDir:                                            0,
-	"detach " + bootfsDir:                                             0,
-	"empty the root":                                                  0,
-	"release /dev/loop0":                                              0, // it cannot fail
+	"copy attributes of " + lowerDir + " to " + overlayDir + "/upper":        0,
+	"mkdir " + sysroot + parent(bootconf.RecordPath):                         0,
+	"mkdir " + parent(bootconf.RecordPath):                                   0,
+	"write " + sysroot + bootconf.RecordPath + ": RECORD":                    0,
+	"write " + bootconf.RecordPath + ": RECORD":                              0,
+	"detach " + lowerDir:                                                     0,
+	"detach " + overlayDir:                                                   0,
+	"detach " + bootfsDir:                                                    0,
+	"empty the root":                                                         0,
+	"read ahead in /dev/vda2: 1036288+12288":                                 0,
+	"read ahead in /proc/self/fd/(/bootfs/initoverlayfs.img): 1036288+12288": 0,
+	"read ahead in /dev/loop0: 1036288+12288":                                0,
+	"release /dev/loop0":                                                     0, // it cannot fail
 
 	// A bus is looked at again after the modules of a round were loaded.
 	"list " + pciBus: 0,

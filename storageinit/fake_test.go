@@ -572,6 +572,14 @@ func (f *fakeSystem) AttachLoop(image Image) (LoopDevice, error) {
 	}}, nil
 }
 
+// ReadAhead reads from what is mounted.
+func (f *fakeSystem) ReadAhead(path string, offset, length int64) error {
+	if offset <= 0 || length <= 0 || length > readAheadBytes {
+		f.unexpected("read ahead of %d bytes at %d", length, offset)
+	}
+	return f.call("read ahead in %s: %d+%d", path, offset, length)
+}
+
 func (f *fakeSystem) CopyToMemory(image Image) (Image, error) {
 	i := image.(*fakeImage)
 	if i.closed {
@@ -771,12 +779,13 @@ func (f *fakeSystem) callsWith(prefix string) []string {
 // The machine that the tests start from.
 
 const (
-	imageUUID = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
-	bootUUID  = "b0070000-0000-4000-8000-00000000000f"
-	rootUUID  = "40070000-0000-4000-8000-00000000000e"
-	otherUUID = "01010101-0101-4101-8101-010101010101"
-	imageSize = 1 << 20
-	imagePath = "/initoverlayfs.img"
+	imageUUID  = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
+	bootUUID   = "b0070000-0000-4000-8000-00000000000f"
+	rootUUID   = "40070000-0000-4000-8000-00000000000e"
+	otherUUID  = "01010101-0101-4101-8101-010101010101"
+	imageSize  = 1 << 20
+	metadataAt = imageSize - 3<<12 // in the image
+	imagePath  = "/initoverlayfs.img"
 )
 
 const (
@@ -824,6 +833,7 @@ func erofsContent(uuid string, compressed bool) fakeContent {
 	binary.LittleEndian.PutUint32(super, 0xE0F5E1E2)
 	super[12] = 12
 	binary.LittleEndian.PutUint32(super[36:], imageSize>>12)
+	binary.LittleEndian.PutUint32(super[40:], metadataAt>>12)
 	u := mustUUID(uuid)
 	copy(super[48:], u[:])
 	if compressed {

@@ -370,6 +370,16 @@ func (l *Linux) CopyToMemory(image Image) (Image, error) {
 	return dst, nil
 }
 
+// ReadAhead starts to read.
+func (l *Linux) ReadAhead(path string, offset, length int64) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return failed("open", err)
+	}
+	defer unix.Close(fd)
+	return unix.Fadvise(fd, offset, length, unix.FADV_WILLNEED)
+}
+
 // AttachLoop attaches an image with LOOP_CONFIGURE (Linux 5.8).
 func (l *Linux) AttachLoop(image Image) (LoopDevice, error) {
 	src, ok := image.(*file)

@@ -408,3 +408,19 @@ func TestLinuxRemoveAll(t *testing.T) {
 		t.Errorf("of nothing: %v, want ENOENT", err)
 	}
 }
+
+// A stretch behind the end is no error: the kernel reads what is there.
+func TestLinuxReadAhead(t *testing.T) {
+	l := &Linux{}
+	path := filepath.Join(t.TempDir(), "image")
+	if err := l.ReadAhead(path, 0, 4096); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("of a file that is not there: %v", err)
+	}
+	writeTestFile(t, path, strings.Repeat("x", 1<<20), 0o644)
+	if err := l.ReadAhead(path, 512<<10, 4096); err != nil {
+		t.Error(err)
+	}
+	if err := l.ReadAhead(path, 4<<20, 4096); err != nil {
+		t.Errorf("behind the end: %v", err)
+	}
+}

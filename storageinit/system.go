@@ -44,6 +44,9 @@ type System interface {
 	// AttachLoop makes a read-only loop device of an image, with direct I/O
 	// where its filesystem has it, that vanishes with its last user.
 	AttachLoop(image Image) (LoopDevice, error)
+	// ReadAhead has the kernel read a stretch of a file or block device into its
+	// cache, and does not wait for that.
+	ReadAhead(path string, offset, length int64) error
 	// CopyToMemory gives a copy that does not need the original any more.
 	CopyToMemory(image Image) (Image, error)
 

@@ -119,6 +119,9 @@ func (a *app) buildCommand() *cobra.Command {
 		if o.Producer, o.Image, err = f.layout.options(); err != nil {
 			return err
 		}
+		if f.layout.boot == "auto" && f.layout.mkfs == "native" {
+			o.Image.BootFiles.Init = onlyPmem(o.Config) && !o.Image.Compress.DAX()
+		}
 		if o.Epoch, err = a.sourceDateEpoch(); err != nil {
 			return err
 		}
@@ -141,6 +144,11 @@ func (a *app) buildCommand() *cobra.Command {
 func usesDAX(c bootconf.Config) bool {
 	plainAuto := c.Auto && slices.Equal(c.Backends, bootconf.AutoOrder)
 	return slices.Contains(c.Backends, bootconf.PmemDAX) && !plainAuto
+}
+
+// onlyPmem reports whether the image is read from persistent memory in any case.
+func onlyPmem(c bootconf.Config) bool {
+	return !slices.ContainsFunc(c.Backends, func(b bootconf.Backend) bool { return b != bootconf.Pmem && b != bootconf.PmemDAX })
 }
 
 // readConfig reads a configuration file, in which every line must be known.

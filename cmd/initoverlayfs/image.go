@@ -51,9 +51,11 @@ func (l *layoutFlags) add(f *pflag.FlagSet, kernel string) {
 	f.StringVar(&l.kernel, "kernel-version", "", "oldest Linux `VERSION` that has to read the image (default "+kernel+")")
 	f.StringVar(&l.blobs, "blobs", "", "`DIR` of blobs, which images share: contents that none of them has make a new one\n"+
 		"(needs --image-compress none and Linux 5.16)")
-	f.StringVar(&l.boot, "boot-files", "auto", "`LIST` of what every boot reads, which lies in front and is not compressed: auto for\n"+
-		"the init, the programs that it always starts and their libraries; none; or a file with\n"+
-		"a path a line, in the order of their use")
+	f.StringVar(&l.boot, "boot-files", "auto", "`LIST` of what every boot reads, which lies in front and is not compressed: init for\n"+
+		"the init, the programs that it always starts and their libraries; none; or a file with a\n"+
+		"path a line, in the order of their use. auto is init for build with a compressed\n"+
+		"image that is only read from persistent memory, where it saves time; from a disk there\n"+
+		"would be more to read")
 	f.StringVar(&l.mkfs, "mkfs", "native", "image `PRODUCER`: native or mkfs.erofs")
 }
 
@@ -79,8 +81,10 @@ func (l *layoutFlags) options() (builder.Producer, builder.ImageOptions, error) 
 	if o.Features, err = builder.ParseImageFeatures(l.features); err != nil {
 		return nil, o, usageErrorf("--image-features: %v", err)
 	}
-	if o.BootFiles, err = builder.ParseBootFiles(l.boot); err != nil {
-		return nil, o, fmt.Errorf("--boot-files: %w", err)
+	if l.boot != "auto" {
+		if o.BootFiles, err = builder.ParseBootFiles(l.boot); err != nil {
+			return nil, o, fmt.Errorf("--boot-files: %w", err)
+		}
 	}
 	if l.kernel != "" {
 		if o.Kernel, err = erofs.ParseKernelVersion(l.kernel); err != nil {

@@ -20,6 +20,7 @@ type EROFS struct {
 	incompat    uint32
 	compression uint16
 	table       int64 // offset of the device table
+	metadata    int64 // offset of the inodes
 	blockBits   uint8
 }
 
@@ -39,6 +40,12 @@ const (
 // Compressed reports whether the image may hold compressed data.
 func (e *EROFS) Compressed() bool {
 	return e.incompat&(incompatZeroPadding|incompatComprCfgs) != 0 || e.compression != 0
+}
+
+// Metadata gives the stretch that begins with the inodes. In an image of this
+// project it has all metadata and nothing else; mkfs.erofs puts data into it, too.
+func (e *EROFS) Metadata() (offset, length int64) {
+	return e.metadata, max(0, e.Size-e.metadata)
 }
 
 // ReadEROFS reads the superblock of an image.
@@ -68,6 +75,7 @@ func parseEROFS(b []byte) (EROFS, error) {
 		incompat:    le.Uint32(b[80:]),
 		compression: le.Uint16(b[84:]),
 		table:       int64(le.Uint16(b[88:])) * deviceSlotSize,
+		metadata:    int64(le.Uint32(b[40:])) << blockBits,
 		blockBits:   blockBits,
 	}
 	if e.incompat&incompatDeviceTable != 0 {

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"initoverlayfs/initrd/bootconf"
+	"initoverlayfs/initrd/erofs"
 )
 
 // tool finds a program of another project that serves as an oracle.
@@ -173,7 +174,30 @@ func TestEROFS(t *testing.T) {
 					got.UUID, got.Size, got.Compressed(), uuid, st.Size(), test.compressed)
 			}
 			compareWithBlkid(t, Identify(f), blkid(t, path))
+			sb, err := erofs.ReadSuperblock(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			from, length := got.Metadata()
+			if root := sb.InodeOffset(sb.RootNid); from > root || from+length <= root || from+length != got.Size {
+				t.Errorf("Metadata = %d bytes at %d; the root's inode is at %d of %d", length, from, root, got.Size)
+			}
 		})
+	}
+}
+
+// A superblock that is damaged gives no negative length.
+func TestEROFSMetadata(t *testing.T) {
+	for block, want := range map[uint32][2]int64{0: {0, 3 * 4096}, 2: {2 * 4096, 4096}, 3: {3 * 4096, 0}, 1 << 31: {1 << 43, 0}} {
+		b := erofsHead()
+		binary.LittleEndian.PutUint32(b[erofsSuperblock+40:], block)
+		e, err := ReadEROFS(bytes.NewReader(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if offset, length := e.Metadata(); offset != want[0] || length != want[1] {
+			t.Errorf("Metadata at block %d = %d, %d; want %d", block, offset, length, want)
+		}
 	}
 }
 
