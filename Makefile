@@ -89,7 +89,7 @@ BENCH_RUN = kernel=$$($(FIXTURES) path $(BENCH_KERNEL)); \
 .PHONY: bench
 bench: build ## boots, plain and ours side by side; the report in out/bench (half an hour)
 	$(FIXTURES) tools $(BENCH_FIXTURES)
-	$(BENCH_RUN) --output $(BENCH_OUT) --rounds 3 --budget 26m \
+	$(BENCH_RUN) --output $(BENCH_OUT) --rounds 3 --budget 26m --bloat 0,256M \
 		--set instructions,bloat-instructions,standard,storage,bloat,probe \
 		--scenario nothing,plain-zstd,plain-lz4,erofs-initramfs,block,loop,pmem,pmem-dax,embedded,ram $(BENCH_FLAGS)
 
