@@ -89,7 +89,7 @@ BENCH_RUN = kernel=$$($(FIXTURES) path $(BENCH_KERNEL)); \
 .PHONY: bench
 bench: build ## boots, plain and ours side by side; the report in out/bench (half an hour)
 	$(FIXTURES) tools $(BENCH_FIXTURES)
-	$(BENCH_RUN) --output $(BENCH_OUT) --rounds 3 --budget 26m \
+	$(BENCH_RUN) --output $(BENCH_OUT) --rounds 3 --budget 26m --bloat 0,256M \
 		--set instructions,bloat-instructions,standard,storage,bloat,probe \
 		--scenario nothing,plain-zstd,plain-lz4,erofs-initramfs,block,loop,pmem,pmem-dax,embedded,ram $(BENCH_FLAGS)
 
@@ -97,7 +97,7 @@ bench: build ## boots, plain and ours side by side; the report in out/bench (hal
 bench-confirm: build ## the same until the intervals are narrow, and every sweep (hours; goes on where it was)
 	$(FIXTURES) tools $(BENCH_FIXTURES)
 	$(BENCH_RUN) --output $(BENCH_OUT)-confirm --rounds 8 --until 0.015 --max-rounds 60 --memory-step 8 \
-		--set instructions,standard,storage,bloat,bloat-instructions,pcluster,compress,cpus,memory,probe,least-memory $(BENCH_FLAGS)
+		--set instructions,instructions-full,standard,storage,bloat,bloat-instructions,pcluster,compress,cpus,memory,probe,least-memory $(BENCH_FLAGS)
 
 .PHONY: bench-sid
 bench-sid: BENCH_KERNEL := kernel-sid

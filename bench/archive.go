@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"initoverlayfs/builder"
 	"initoverlayfs/initrd/compress"
@@ -19,6 +21,24 @@ type Filling struct {
 	// Random cannot be compressed; otherwise it is text of which one part in
 	// three or so is left.
 	Random bool
+}
+
+// ParseFilling reads a size in MiB or GiB, as 0, 64M or 1G, of random bytes, or
+// with -text behind it of text.
+func ParseFilling(s string) (Filling, error) {
+	number, text := strings.CutSuffix(s, "-text")
+	unit := int64(1)
+	switch {
+	case strings.HasSuffix(number, "M"):
+		number, unit = strings.TrimSuffix(number, "M"), 1<<20
+	case strings.HasSuffix(number, "G"):
+		number, unit = strings.TrimSuffix(number, "G"), 1<<30
+	}
+	n, err := strconv.ParseInt(number, 10, 32)
+	if err != nil || n < 0 || unit == 1 && n != 0 || n*unit > 1<<34 {
+		return Filling{}, fmt.Errorf("bad size %q; it is 0, or a number with M or G, of 16G at most, and perhaps -text", s)
+	}
+	return Filling{Bytes: n * unit, Random: !text && n > 0}, nil
 }
 
 // fillingPath is where it lies. Nothing reads it.

@@ -123,6 +123,24 @@ func TestRepackFails(t *testing.T) {
 	}
 }
 
+func TestParseFilling(t *testing.T) {
+	for _, test := range []struct {
+		in   string
+		want Filling
+	}{
+		{"0", Filling{}}, {"64M", Filling{64 << 20, true}}, {"1G-text", Filling{1 << 30, false}},
+	} {
+		if got, err := ParseFilling(test.in); err != nil || got != test.want {
+			t.Errorf("ParseFilling(%q) = %+v, %v; want %+v", test.in, got, err, test.want)
+		}
+	}
+	for _, bad := range []string{"", "5", "M", "-1M", "17G", "1Gtext", "1.5G", "64K"} {
+		if got, err := ParseFilling(bad); err == nil {
+			t.Errorf("ParseFilling(%q) = %+v without an error", bad, got)
+		}
+	}
+}
+
 // TestFilling holds the filling to its kind: random bytes stay what they are,
 // text becomes less than half.
 func TestFilling(t *testing.T) {

@@ -155,11 +155,13 @@ func (in *inputs) build(ctx context.Context, backend bootconf.Backend, v variant
 		case bootconf.Loop, bootconf.File, bootconf.RAM:
 			args = append(args, "--bootfstype", "ext4")
 		}
-		// Most builds differ in the mini-initramfs only.
-		twin := source.name() + " " + strings.Join(flags, " ")
-		if slices.Contains(flags, "--compress") {
-			twin = source.name() + " "
+		// Most builds differ in the mini-initramfs only. Images for persistent memory
+		// are laid out for it.
+		layout := flags
+		if slices.Contains(flags, "--compress") { // of the mini-initramfs alone
+			layout = nil
 		}
+		twin := fmt.Sprint(isPmem(backend), source.name(), layout)
 		if backend != bootconf.PmemDAX {
 			if dir, ok := in.images[twin]; ok {
 				args = append(args, "--reuse", dir)

@@ -38,7 +38,8 @@ type set struct {
 
 // Sets in the order in which they run.
 var sets = []set{
-	{"instructions", "every scenario counted in instructions: what the CPU has to do", (*planner).instructions},
+	{"instructions", "what the CPU has to do until the first init message, in instructions", (*planner).instructions},
+	{"instructions-full", "the same to multi-user.target, which waits for disks blur", (*planner).instructionsFull},
 	{"standard", "every scenario to multi-user.target", (*planner).standard},
 	{"storage", "speed of the disk, with firmware and boot loader reading from it", (*planner).storage},
 	{"bloat", "size of the tree, to the first init message", (*planner).bloat},
@@ -233,11 +234,20 @@ func (p *planner) standard(ctx context.Context) error {
 func (p *planner) instructions(ctx context.Context) error {
 	for _, s := range p.series {
 		// Two agree to three digits; more tell nothing.
-		v := variation{clock: Instructions, rounds: min(2, p.o.Rounds)}
+		v := variation{clock: Instructions, until: vmtest.InitfsInit, noRoot: true, rounds: min(2, p.o.Rounds)}
 		if s.kind == Nothing {
 			v.until = vmtest.KernelToInit
 		}
 		if err := p.add(ctx, s, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *planner) instructionsFull(ctx context.Context) error {
+	for _, s := range p.some(func(s series) bool { return s.kind != Nothing }) {
+		if err := p.add(ctx, s, variation{clock: Instructions, rounds: p.sweepRounds()}); err != nil {
 			return err
 		}
 	}

@@ -498,10 +498,3 @@ func (in *inputs) belong() error {
 	}
 	return os.WriteFile(path, []byte(want), 0o666)
 }
-
-// DefaultBloat are the points of the bloat sweep.
-func DefaultBloat() []Filling {
-	return []Filling{
-		{}, {64 << 20, true}, {256 << 20, true}, {1 << 30, true}, {256 << 20, false}, {1 << 30, false},
-	}
-}

@@ -22,6 +22,7 @@ import (
 type benchFlags struct {
 	bench.Options
 	systems, squash []string
+	bloat           []string
 	append          string
 	accel           string
 	noReport        bool
@@ -68,6 +69,7 @@ func (f *benchFlags) add(p *pflag.FlagSet) {
 	p.StringArrayVar(&f.squash, "squash", nil, "the same for dracut's own read-only images: `NAME=KERNEL,INITRAMFS[,ROOTDISK]`")
 	p.StringSliceVar(&f.Sets, "set", []string{"instructions", "standard"}, "`SETS` of scenarios")
 	p.StringSliceVar(&f.Series, "scenario", bench.SeriesNames(), "`SCENARIOS`")
+	p.StringSliceVar(&f.bloat, "bloat", []string{"0", "64M", "256M", "1G", "256M-text", "1G-text"}, "`SIZES` of what the set bloat adds to the tree, of random bytes or text")
 	p.IntVar(&f.Rounds, "rounds", 6, "`N` boots of each scenario; sweeps have half as many")
 	p.Float64Var(&f.Until, "until", 0, "go on until the 95 % intervals of all ratios are within this `FRACTION` (0.02 is 2 %)")
 	p.IntVar(&f.MaxRounds, "max-rounds", 60, "with --until, at most `N` boots of each scenario")
@@ -117,7 +119,13 @@ func (a *app) bench(ctx context.Context, f *benchFlags) error {
 		o.Kernel = "/boot/vmlinuz-" + o.KernelVersion
 	}
 	o.Version = toolVersion()
-	o.Bloat = bench.DefaultBloat()
+	for _, s := range f.bloat {
+		size, err := bench.ParseFilling(s)
+		if err != nil {
+			return usageErrorf("--bloat: %v", err)
+		}
+		o.Bloat = append(o.Bloat, size)
+	}
 	o.Append = strings.Fields(f.append)
 	o.Tool = verbs{a}
 	began := time.Now()
