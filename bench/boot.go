@@ -23,6 +23,10 @@ func (r *runner) boot(ctx context.Context, j job, m vmtest.Machine) (Boot, error
 	if err != nil && !errors.As(err, &failed) {
 		return Boot{}, err
 	}
+	if failed != nil {
+		// The folder gets another name.
+		err = &vmtest.BootError{Kind: failed.Kind, Detail: failed.Detail}
+	}
 	b := measured(j, res, err)
 	if want := r.results.Host; b.OK && (string(res.Accel) != want.Accel || res.QEMU != want.QEMU) {
 		return Boot{}, fmt.Errorf("it ran under %s of QEMU %s, the run began with %s of %s", res.Accel, res.QEMU, want.Accel, want.QEMU)

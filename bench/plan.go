@@ -231,10 +231,16 @@ func (p *planner) standard(ctx context.Context) error {
 	return nil
 }
 
+// intervalRounds are the fewest of which a ratio has an interval. Where they cost
+// seconds there are so many, unless one round was asked for.
+const intervalRounds = 6
+
 func (p *planner) instructions(ctx context.Context) error {
 	for _, s := range p.series {
-		// Two agree to three digits; more tell nothing.
-		v := variation{clock: Instructions, until: vmtest.InitfsInit, noRoot: true, rounds: min(2, p.o.Rounds)}
+		v := variation{clock: Instructions, until: vmtest.InitfsInit, noRoot: true, rounds: max(intervalRounds, p.o.Rounds)}
+		if p.o.Rounds == 1 {
+			v.rounds = 1
+		}
 		if s.kind == Nothing {
 			v.until = vmtest.KernelToInit
 		}

@@ -149,6 +149,7 @@ type runner struct {
 	machines map[string]machine // by scenario
 	took     map[string]time.Duration
 	left     int // boots
+	width    int // of them at once
 }
 
 type machine struct {
@@ -357,6 +358,7 @@ func (r *runner) narrowEnough(st stage) bool {
 
 // all makes boots, so many at once.
 func (r *runner) all(ctx context.Context, jobs []job, width int) error {
+	r.width = width
 	queue := make(chan job)
 	errs := make(chan error, width)
 	for range width {
@@ -437,7 +439,7 @@ func (r *runner) announce(j job) {
 			sum += d
 		}
 		mean := sum / time.Duration(len(r.took))
-		rest := mean * time.Duration(r.left)
+		rest := mean * time.Duration(r.left) / time.Duration(r.width)
 		text += fmt.Sprintf(", about %s, until %s", rest.Round(time.Second), time.Now().Add(rest).Format("15:04"))
 	}
 	r.o.Progress("%s", text)

@@ -1,6 +1,9 @@
 package peer
 
 import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"io"
 	"os"
@@ -28,6 +31,25 @@ func kernel() kmodtest.Kernel {
 	}}
 }
 
+// program is an executable that does nothing, with or without a loader.
+func program(t *testing.T, dynamic bool) []byte {
+	t.Helper()
+	h := elf.Header64{
+		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+		Type:  uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT), Phoff: 64, Ehsize: 64, Phentsize: 56,
+	}
+	if dynamic {
+		h.Phnum = 1
+	}
+	var b bytes.Buffer
+	for _, part := range []any{h, elf.Prog64{Type: uint32(elf.PT_INTERP)}} {
+		if err := binary.Write(&b, binary.LittleEndian, part); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b.Bytes()
+}
+
 func TestErofsInitramfs(t *testing.T) {
 	for _, tool := range []string{"mkfs.erofs", "fakeroot"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -39,7 +61,7 @@ func TestErofsInitramfs(t *testing.T) {
 	}
 	tree := t.TempDir()
 	busybox := filepath.Join(t.TempDir(), "busybox")
-	for path, content := range map[string]string{filepath.Join(tree, "init"): "the full tree's init", busybox: "ELF"} {
+	for path, content := range map[string]string{filepath.Join(tree, "init"): "the full tree's init", busybox: string(program(t, false))} {
 		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -81,7 +103,7 @@ exec switch_root /new /init
 			t.Errorf("module %s has %d bytes, want %d", name, len(got), len(want))
 		}
 	}
-	if files["bin/busybox"] != "ELF" || files["bin/sh"] != "busybox" {
+	if files["bin/busybox"] != string(program(t, false)) || files["bin/sh"] != "busybox" {
 		t.Errorf("busybox %q, sh %q", files["bin/busybox"], files["bin/sh"])
 	}
 	image, err := erofs.Open(strings.NewReader(files["root.erofs"]), int64(len(files["root.erofs"])))
@@ -101,9 +123,15 @@ exec switch_root /new /init
 func TestErofsInitramfsFails(t *testing.T) {
 	k := kernel()
 	dir := kmodtest.Write(t, t.TempDir(), k)
+	static, dynamic := filepath.Join(t.TempDir(), "static"), filepath.Join(t.TempDir(), "dynamic")
+	for path, linked := range map[string]bool{static: false, dynamic: true} {
+		if err := os.WriteFile(path, program(t, linked), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 	good := Options{
 		Source: builder.Source{Dir: t.TempDir()}, KernelVersion: k.Version, ModulesDir: dir,
-		Busybox: os.Args[0], Output: filepath.Join(t.TempDir(), "initramfs.img"), TempDir: t.TempDir(),
+		Busybox: static, Output: filepath.Join(t.TempDir(), "initramfs.img"), TempDir: t.TempDir(),
 	}
 	for name, test := range map[string]struct {
 		edit func(o *Options)
@@ -112,6 +140,7 @@ func TestErofsInitramfsFails(t *testing.T) {
 		"modules": {func(o *Options) { o.ModulesDir = "/nonexistent" }, "/nonexistent"},
 		"source":  {func(o *Options) { o.Source = builder.Source{Dir: "/nonexistent"} }, "/nonexistent"},
 		"busybox": {func(o *Options) { o.Busybox = "/nonexistent" }, "/nonexistent"},
+		"dynamic": {func(o *Options) { o.Busybox = dynamic }, "is not static"},
 		"output":  {func(o *Options) { o.Output = "/nonexistent/initramfs.img" }, "/nonexistent"},
 	} {
 		o := good
