@@ -164,6 +164,40 @@ func realKernel(t *testing.T, fixture string) (*kmod.Index, []byte) {
 	return x, text
 }
 
+// without is a kernel's module directory that lacks a file which its lists name.
+func without(t *testing.T, kernel fixtures.Kernel, folder, name string) *kmod.Index {
+	t.Helper()
+	dir := t.TempDir()
+	// Everything is a link, but for the folders on the way.
+	for at := "."; ; {
+		if err := os.MkdirAll(filepath.Join(dir, at), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		entries, err := os.ReadDir(filepath.Join(kernel.Modules, at))
+		if err != nil {
+			t.Fatal(err)
+		}
+		next, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(folder, at), "/"), "/")
+		for _, e := range entries {
+			if e.Name() == next || at == folder && e.Name() == name {
+				continue
+			}
+			if err := os.Symlink(filepath.Join(kernel.Modules, at, e.Name()), filepath.Join(dir, at, e.Name())); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if at == folder {
+			break
+		}
+		at = filepath.Join(at, next)
+	}
+	x, err := kmod.Open(dir, kernel.Version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
 // Signed modules bring what computes their digest faster, in front.
 func TestAccelerate(t *testing.T) {
 	plan := func(t *testing.T, fixture string, change func(*MiniOptions)) []bootconf.Module {
@@ -206,6 +240,9 @@ func TestAccelerate(t *testing.T) {
 			o.KernelConfig = bytes.ReplaceAll(o.KernelConfig, []byte("CONFIG_MODULE_SIG=y"), nil)
 		},
 		"asked for": func(o *MiniOptions) { o.ExtraModules = []string{"sha256_ssse3"} },
+		"not installed": func(o *MiniOptions) {
+			o.Modules = without(t, fixtures.OpenKernel(t, "kernel-6.1"), "kernel/arch/x86/crypto", "sha256-ssse3.ko")
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, line := range moduleLines(plan(t, "kernel-6.1", change)) {

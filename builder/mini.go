@@ -194,6 +194,9 @@ func (o *MiniOptions) returnModules(modules []bootconf.Module) ([]string, error)
 	}
 	var names []string
 	for _, m := range closure {
+		if _, err := o.Modules.Read(m.Name); errors.Is(err, fs.ErrNotExist) {
+			return nil, nil // of a package that is not installed
+		}
 		if !has(m.Name) {
 			names = append(names, m.Name)
 		}

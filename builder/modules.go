@@ -1,7 +1,9 @@
 package builder
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -259,6 +261,10 @@ func (o *MiniOptions) accelerate(modules []bootconf.Module) ([]bootconf.Module, 
 	}
 	if len(first) > 1 {
 		return modules, nil // what it depends on is computed with the plain code
+	}
+	// It may be of a package that is not installed: the boot is only slower then.
+	if _, err := o.Modules.Read(name); errors.Is(err, fs.ErrNotExist) {
+		return modules, nil
 	}
 	list := []bootconf.Module{{Path: modulePath(name), CPUFeature: features, Optional: true}}
 	for _, m := range modules {

@@ -68,7 +68,7 @@ func (f *benchFlags) add(p *pflag.FlagSet) {
 	p.StringArrayVar(&f.systems, "system", nil, "another system to put beside ours: `NAME=KERNEL,INITRAMFS[,ROOTDISK]`")
 	p.StringArrayVar(&f.squash, "squash", nil, "the same for dracut's own read-only images: `NAME=KERNEL,INITRAMFS[,ROOTDISK]`")
 	p.StringSliceVar(&f.Sets, "set", []string{"instructions", "standard"}, "`SETS` of scenarios")
-	p.StringSliceVar(&f.Series, "scenario", bench.SeriesNames(), "`SCENARIOS`")
+	p.StringSliceVar(&f.Series, "scenario", nil, "`SCENARIOS` (default: all)")
 	p.StringSliceVar(&f.bloat, "bloat", []string{"0", "64M", "256M", "1G", "256M-text", "1G-text"}, "`SIZES` of what the set bloat adds to the tree, of random bytes or text")
 	p.IntVar(&f.Rounds, "rounds", 6, "`N` boots of each scenario; sweeps have half as many")
 	p.Float64Var(&f.Until, "until", 0, "go on until the 95 % intervals of all ratios are within this `FRACTION` (0.02 is 2 %)")
@@ -117,6 +117,9 @@ func (a *app) bench(ctx context.Context, f *benchFlags) error {
 	}
 	if o.Kernel == "" {
 		o.Kernel = "/boot/vmlinuz-" + o.KernelVersion
+	}
+	if len(o.Series) == 0 {
+		o.Series = bench.SeriesNames()
 	}
 	o.Version = toolVersion()
 	for _, s := range f.bloat {
