@@ -401,9 +401,9 @@ func (b *boot) take(p piece) {
 			b.machine.OnLine(l)
 		}
 	}
-	if !b.enough && b.machine.Until != "" && b.reached(b.machine.Until) && b.missing() == "" {
-		b.enough = true
-		b.endIn(p.at)
+	// Of multi-user.target the agent's event, which follows, has the exact time.
+	if b.machine.Until != MultiUser {
+		b.until(p.at)
 	}
 	grace := b.machine.FatalGrace
 	if grace <= 0 {
@@ -468,6 +468,7 @@ func (b *boot) event(p piece) {
 		}
 	case EventMultiUser:
 		b.console.multiUserAt(head.UptimeS, p.at)
+		b.until(p.at)
 	}
 	if b.eventBytes+len(line) <= maxEvents || head.Event == EventDone {
 		b.eventBytes += len(line)
@@ -507,6 +508,14 @@ func (b *boot) verdict(ctx context.Context, exitErr error) *BootError {
 		return fail(ErrMilestone, string(m))
 	}
 	return nil
+}
+
+// until ends the guest if all has been reached that the boot was for.
+func (b *boot) until(at time.Duration) {
+	if !b.enough && b.machine.Until != "" && b.reached(b.machine.Until) && b.missing() == "" {
+		b.enough = true
+		b.endIn(at)
+	}
 }
 
 func (b *boot) reached(m Milestone) bool {

@@ -72,6 +72,10 @@ func TestRun(t *testing.T) {
 			m.Until, m.Expect, m.Timeout = KernelToInit, []Milestone{HandedOver}, 300*time.Millisecond
 		}, ErrTimeout, "Run /init", true},
 		{"until, but a panic before", panics + saysInit + sleeps, func(m *Machine) { m.Until = KernelToInit }, ErrPanic, "VFS", true},
+		{"until multi-user, by its event", saysInit + `echo '{"event":"multi-user","uptime_s":9}' >&4` + "\n" + sleeps, func(m *Machine) { m.Until = MultiUser }, nil, "", true},
+		{"until multi-user, by the console alone", saysInit + `echo '[  OK  ] Reached target multi-user.target' >&3` + "\n" + sleeps, func(m *Machine) {
+			m.Until, m.Timeout = MultiUser, 300*time.Millisecond
+		}, ErrTimeout, "multi-user", true},
 		{"until never reached", saysInit, func(m *Machine) { m.Until = MultiUser }, ErrExit, "Run /init", false},
 		{"qemu's own error", "echo 'qemu: no such machine' >&2; exit 1", nil, ErrStart, "qemu: no such machine", false},
 	} {
