@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -51,7 +52,7 @@ const fillingFile = 4 << 20
 // repack writes the initramfs at source as one archive in the given compression,
 // behind the microcode that has to stay in front. Files are added behind what
 // the archive has.
-func repack(source, out string, format compress.Format, fill Filling, more []File) (err error) {
+func repack(ctx context.Context, source, out string, format compress.Format, fill Filling, more []File) (err error) {
 	in, err := os.Open(source)
 	if err != nil {
 		return err
@@ -68,9 +69,13 @@ func repack(source, out string, format compress.Format, fill Filling, more []Fil
 	if err != nil {
 		return err
 	}
+	closed := false
 	defer func() {
+		if !closed {
+			err = errors.Join(err, f.Close())
+		}
 		if err != nil {
-			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
+			err = errors.Join(err, os.Remove(f.Name()))
 		}
 	}()
 	if _, err := f.Write(early); err != nil {
@@ -81,12 +86,13 @@ func repack(source, out string, format compress.Format, fill Filling, more []Fil
 		return err
 	}
 	w := cpio.NewWriter(packed)
-	if err := copyRecords(w, cpio.NewReader(in), len(early) > 0); err != nil {
+	if err := copyRecords(ctx, w, cpio.NewReader(in), len(early) > 0); err != nil {
 		return fmt.Errorf("read %s: %w", source, err)
 	}
 	if err := writeFiles(w, append(fill.files(), more...)); err != nil {
 		return err
 	}
+	closed = true
 	if err := errors.Join(w.Close(), packed.Close(), f.Close()); err != nil {
 		return err
 	}
@@ -95,14 +101,14 @@ func repack(source, out string, format compress.Format, fill Filling, more []Fil
 
 // copyRecords copies every record that is not in the early segment. Inode numbers
 // of segments are apart from each other, as the kernel keeps them.
-func copyRecords(w *cpio.Writer, r *cpio.Reader, early bool) error {
+func copyRecords(ctx context.Context, w *cpio.Writer, r *cpio.Reader, early bool) error {
 	const perSegment = 1 << 24
 	for {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
-		if err != nil {
+		if err = errors.Join(err, ctx.Err()); err != nil {
 			return err
 		}
 		if early && r.Format() == compress.None && builder.IsEarly(h.Name) {

@@ -78,7 +78,7 @@ func TestRepack(t *testing.T) {
 	}
 	probe := File{Path: "memory-probe", Mode: cpio.TypeRegular | 0o755, Size: 5, Body: bytes.NewReader([]byte("probe"))}
 	const fill = fillingFile + 1000
-	if err := repack(in, out, compress.LZ4, Filling{Bytes: fill, Random: true}, []File{probe}); err != nil {
+	if err := repack(t.Context(), in, out, compress.LZ4, Filling{Bytes: fill, Random: true}, []File{probe}); err != nil {
 		t.Fatal(err)
 	}
 	names, formats, bodies := records(t, out)
@@ -115,7 +115,7 @@ func TestRepackFails(t *testing.T) {
 	if err := os.WriteFile(in, source.Bytes()[:20], 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := repack(in, out, compress.Zstd, Filling{}, nil); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if err := repack(t.Context(), in, out, compress.Zstd, Filling{}, nil); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("error = %v, want that the archive is cut short", err)
 	}
 	if left, _ := filepath.Glob(out + "*"); len(left) > 0 {

@@ -92,30 +92,30 @@ func (v variant) name() string {
 }
 
 // archive gives an initramfs in a variant.
-func (in *inputs) archive(v variant) (string, error) {
+func (in *inputs) archive(ctx context.Context, v variant) (string, error) {
 	if v.unchanged() {
 		return in.o.Initramfs, nil
 	}
 	if v.probe {
-		return in.probed(v)
+		return in.probed(ctx, v)
 	}
 	if v.format == "" {
 		v.format = compress.None
 	}
 	return in.make("initramfs-"+v.name()+".img", func(path string) error {
-		return repack(in.o.Initramfs, path, v.format, v.fill, nil)
+		return repack(ctx, in.o.Initramfs, path, v.format, v.fill, nil)
 	})
 }
 
 // probed gives an initramfs with the memory probe behind it.
-func (in *inputs) probed(v variant) (string, error) {
+func (in *inputs) probed(ctx context.Context, v variant) (string, error) {
 	base := v
 	base.probe = false
-	archive, err := in.archive(base)
+	archive, err := in.archive(ctx, base)
 	if err != nil {
 		return "", err
 	}
-	path, err := in.make("memory-probe", func(path string) error { return memprobe.Build(context.Background(), "", path) })
+	path, err := in.make("memory-probe", func(path string) error { return memprobe.Build(ctx, "", path) })
 	if err != nil {
 		return "", err
 	}
@@ -133,7 +133,7 @@ func (in *inputs) build(ctx context.Context, backend bootconf.Backend, v variant
 	if !source.unchanged() {
 		source.format = compress.None // it makes no difference to the image
 	}
-	archive, err := in.archive(source)
+	archive, err := in.archive(ctx, source)
 	if err != nil {
 		return "", err
 	}
@@ -211,7 +211,7 @@ func (in *inputs) erofsInitramfs(ctx context.Context) (string, error) {
 // disk gives a disk that firmware boots into the pair for the backend, or with
 // none into the plain initramfs.
 func (in *inputs) disk(ctx context.Context, backend bootconf.Backend, v variant) (string, error) {
-	archive, err := in.archive(v)
+	archive, err := in.archive(ctx, v)
 	if err != nil {
 		return "", err
 	}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"initoverlayfs/vmtest"
@@ -75,6 +76,11 @@ func Run(ctx context.Context, o Options) (*Results, error) {
 	if err := os.MkdirAll(o.Dir, 0o777); err != nil {
 		return nil, err
 	}
+	unlock, err := lock(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	if o.guest == nil {
 		o.guest = vmtest.Run
 	}
@@ -100,6 +106,18 @@ func Run(ctx context.Context, o Options) (*Results, error) {
 		err = closeErr
 	}
 	return r.results, err
+}
+
+// lock keeps a second run out of the folder.
+func lock(dir string) (unlock func(), err error) {
+	f, err := os.Create(filepath.Join(dir, "lock"))
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: another run works there: %w", dir, err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil // which gives the lock back
 }
 
 // host tells what the run is made on.

@@ -299,6 +299,23 @@ func TestAnotherRun(t *testing.T) {
 	}
 }
 
+func TestTwoRunsInOneFolder(t *testing.T) {
+	o := testOptions(t)
+	withQEMU(t, &o)
+	good := o.guest
+	o.guest = func(ctx context.Context, m vmtest.Machine) (*vmtest.Result, error) {
+		second := o
+		second.guest = good
+		if _, err := Run(ctx, second); err == nil || !strings.Contains(err.Error(), "another run works there") {
+			t.Errorf("a second run: %v", err)
+		}
+		return good(ctx, m)
+	}
+	if _, err := Run(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestSearch(t *testing.T) {
 	o := testOptions(t)
 	withQEMU(t, &o)

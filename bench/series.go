@@ -106,7 +106,7 @@ func (s series) arguments(ctx context.Context, in *inputs, sc *Scenario, v varia
 	switch s.kind {
 	case Plain:
 		v.format = s.format
-		archive, err := in.archive(v)
+		archive, err := in.archive(ctx, v)
 		if err != nil {
 			return nil, err
 		}

@@ -125,11 +125,15 @@ func ErofsInitramfs(ctx context.Context, o Options) (err error) {
 
 // checkStatic refuses a program that needs a loader, which the initramfs has not.
 func checkStatic(program string) error {
-	f, err := elf.Open(program)
+	file, err := os.Open(program)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	f, err := elf.NewFile(file)
 	if err != nil {
 		return fmt.Errorf("program %s: %w", program, err)
 	}
-	defer f.Close()
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
 			return fmt.Errorf("program %s is not static", program)
