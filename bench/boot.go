@@ -28,6 +28,7 @@ func (r *runner) boot(ctx context.Context, j job, m vmtest.Machine) (Boot, error
 		err = &vmtest.BootError{Kind: failed.Kind, Detail: failed.Detail}
 	}
 	b := measured(j, res, err)
+	b.PhysicalKB = int64(m.MemoryMiB) << 10
 	if want := r.results.Host; b.OK && (string(res.Accel) != want.Accel || res.QEMU != want.QEMU) {
 		return Boot{}, fmt.Errorf("it ran under %s of QEMU %s, the run began with %s of %s", res.Accel, res.QEMU, want.Accel, want.QEMU)
 	}

@@ -168,6 +168,12 @@ func PhasesTime(clock Clock) Metric {
 
 // The figures of memory at multi-user.target. A count of 0 was not taken.
 var (
+	// MemUsed is what the machine has and nothing can use: how two boots are
+	// compared, since one for an image in memory has a larger machine.
+	MemUsed = Metric{"mem_used", "memory taken at multi-user", Kilobytes, true, false,
+		func(b *Boot) (float64, bool) {
+			return float64(b.PhysicalKB - b.MemUsableKB), b.PhysicalKB > 0 && b.MemUsableKB > 0
+		}}
 	MemAvailable = Metric{"mem_available", "available memory at multi-user", Kilobytes, false, false,
 		func(b *Boot) (float64, bool) { return float64(b.MemAvailableKB), b.MemAvailableKB > 0 }}
 	MemUsable = Metric{"mem_usable", "usable memory at multi-user", Kilobytes, false, false,

@@ -141,6 +141,9 @@ type Boot struct {
 	// milestone and under "end" at the end.
 	Disks map[string]map[string]DiskReads `json:"disks,omitempty"`
 
+	// PhysicalKB is the memory of the machine, with what is set aside in it for an
+	// image.
+	PhysicalKB int64 `json:"physical_kb,omitempty"`
 	// At multi-user.target, by the guest.
 	MemAvailableKB int64 `json:"mem_available_kb,omitempty"`
 	MemUsableKB    int64 `json:"mem_usable_kb,omitempty"`

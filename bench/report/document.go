@@ -281,7 +281,7 @@ func (m *maker) headline(wall, instructions []bench.Group) error {
 		}
 		metrics := m.mainTimes(g.Scenarios)
 		if clock(g) == bench.Wall {
-			metrics = append(metrics, bench.MemUsable)
+			metrics = append(metrics, bench.MemUsed)
 		}
 		for _, metric := range metrics {
 			base := m.best(g.Scenarios, metric)
@@ -692,7 +692,7 @@ func (m *maker) ratios(groups []bench.Group) error {
 		}
 		metrics := slices.Concat(m.hostTimes(g.Scenarios), m.guestTimes(g.Scenarios))
 		if clock(g) == bench.Wall {
-			metrics = append(metrics, bench.MemUsable)
+			metrics = append(metrics, bench.MemUsed)
 		}
 		for _, metric := range metrics {
 			t, err := m.ratioTable(g, metric)

@@ -173,7 +173,7 @@ func (f *faker) boot(s *bench.Scenario, t thing, round int, speed, extra float64
 	reach(vmtest.SwitchRoot, 3.9*t.full)
 	reach(vmtest.MultiUser, 9.4*t.full+extra*0.2)
 	b.WallS = start + at + 1
-	b.MemTotalKB, b.MemAvailableKB, b.MemUsableKB = 983_744, int64(noise(780_000)), int64(noise(800_000))
+	b.PhysicalKB, b.MemTotalKB, b.MemAvailableKB, b.MemUsableKB = 1<<20, 983_744, int64(noise(780_000)), int64(noise(800_000))
 	b.Faults, b.MajorFaults = int64(noise(31000)), int64(noise(400))
 	b.Disks = map[string]map[string]bench.DiskReads{
 		"root": {"switch_root_s": {Bytes: 6e6, Requests: 300}, "multi_user_s": {Bytes: int64(noise(91e6)), Requests: 3100}},

@@ -26,7 +26,7 @@ func (m *maker) memory() error {
 }
 
 func (m *maker) memoryAtEnd(s *section, g bench.Group, again bool) error {
-	metrics := []bench.Metric{bench.MemUsable, bench.MemAvailable, bench.MemTotal}
+	metrics := []bench.Metric{bench.MemUsed, bench.MemUsable, bench.MemAvailable, bench.MemTotal}
 	t := table{Title: "At multi-user.target, by the guest: MiB, median (quartiles)", Head: []string{"", "boots"}}
 	if g.Scenarios[0].Memory {
 		t.Title += ", with the memory probe"
@@ -41,7 +41,7 @@ func (m *maker) memoryAtEnd(s *section, g bench.Group, again bool) error {
 	for _, sc := range g.All(m.Results) {
 		row := []string{sc.Series, m.bootCount(sc)}
 		some := false
-		if sum := m.Summary(sc, bench.MemUsable); sum.N > 0 && !again {
+		if sum := m.Summary(sc, bench.MemUsed); sum.N > 0 && !again {
 			rows = append(rows, bar{sc.Series, []part{{sum.Median / 1024, m.looks[sc.Series].color}}})
 		}
 		for _, metric := range metrics {
@@ -62,7 +62,7 @@ func (m *maker) memoryAtEnd(s *section, g bench.Group, again bool) error {
 		}
 	}
 	s.addTable(t)
-	return s.memoryBars(capital(bench.MemUsable.Title), "Median; more is better.", rows)
+	return s.memoryBars(capital(bench.MemUsed.Title), "Median; less is better.", rows)
 }
 
 func mebibytes(s bench.Summary) string {
