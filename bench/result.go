@@ -166,8 +166,8 @@ type MemorySample = vmtest.MemorySample
 // MemorySearch is a bisection over the guest's memory.
 type MemorySearch struct {
 	Scenario string `json:"scenario"`
-	// FailsMiB is the largest size that failed, BootsMiB the smallest that booted,
-	// twice each; 0: none was found.
+	// FailsMiB is the largest size below that failed, BootsMiB the smallest that
+	// booted, twice; 0: none was found.
 	FailsMiB int           `json:"fails_mib"`
 	BootsMiB int           `json:"boots_mib"`
 	Tries    []MemoryTrial `json:"tries"`

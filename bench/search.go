@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"initoverlayfs/vmtest"
 )
@@ -42,10 +41,6 @@ const (
 	mostMiB  = 1024
 )
 
-// searchTimeout is long for a boot with little memory, which may not fail but
-// crawl.
-const searchTimeout = 2 * time.Minute
-
 func (r *runner) search(ctx context.Context, s series) error {
 	search := &search{runner: r, series: s, sc: Scenario{
 		Name: s.name + " (" + leastMemory + ")", Series: s.name, Kind: s.kind, Backend: string(s.backend), Set: leastMemory,
@@ -65,18 +60,33 @@ func (r *runner) search(ctx context.Context, s series) error {
 	if done {
 		return nil
 	}
-	fails, boots := leastMiB, 0
-	for size := mostMiB; size > fails && (boots == 0 || size < boots); {
-		ok, err := search.try(ctx, size)
+	fails, booted := leastMiB, []int{}
+	for size := mostMiB; ; {
+		// The size that is left in the end has to boot twice.
+		times := 1
+		if len(booted) > 0 && size == booted[0] {
+			times = 2
+		}
+		ok, err := search.try(ctx, size, times)
 		if err != nil {
 			return err
 		}
+		booted = slices.DeleteFunc(booted, func(b int) bool { return b == size })
 		if ok {
-			boots = size
+			booted = slices.Insert(booted, 0, size) // the smallest so far
 		} else {
 			fails = size
 		}
-		size = (fails + boots) / 2 / r.o.MemoryStepMiB * r.o.MemoryStepMiB
+		if len(booted) == 0 || ok && times == 2 {
+			break
+		}
+		if size = (fails + booted[0]) / 2 / r.o.MemoryStepMiB * r.o.MemoryStepMiB; size <= fails {
+			size = booted[0]
+		}
+	}
+	boots := 0
+	if len(booted) > 0 {
+		boots = booted[0]
 	}
 	return search.keep(func(m *MemorySearch) { m.FailsMiB, m.BootsMiB, m.Done = fails, boots, true })
 }
@@ -106,10 +116,10 @@ func (s *search) keep(change func(*MemorySearch)) error {
 	return s.save()
 }
 
-// try boots with so much memory, a second time if the first went well. Tries of
-// an earlier start are not made again.
-func (s *search) try(ctx context.Context, size int) (bool, error) {
-	for n := range 2 {
+// try boots with so much memory, so many times in all as long as it goes well.
+// Tries of an earlier start are not made again.
+func (s *search) try(ctx context.Context, size, times int) (bool, error) {
+	for n := range times {
 		s.mu.Lock()
 		tries := slices.DeleteFunc(slices.Clone(s.searchOf(s.sc.Name).Tries), func(t MemoryTrial) bool { return t.MiB != size })
 		s.mu.Unlock()
@@ -150,7 +160,7 @@ func (s *search) boot(ctx context.Context, size int) (MemoryTrial, error) {
 	if err != nil {
 		return MemoryTrial{}, err
 	}
-	m.Timeout, m.Expect, m.LogParent = searchTimeout, sc.Expect, filepath.Join(s.o.Dir, "logs")
+	m.Expect, m.LogParent = sc.Expect, filepath.Join(s.o.Dir, "logs")
 	if err := os.MkdirAll(m.LogParent, 0o777); err != nil {
 		return MemoryTrial{}, err
 	}
