@@ -132,7 +132,7 @@ func (p *planner) add(ctx context.Context, s series, v variation) error {
 		Name: s.name, Series: s.name, Kind: s.kind, Backend: string(s.backend), Set: st.set,
 		Clock: v.clock, CPUs: cmp.Or(v.cpus, p.o.CPUs), MemoryMiB: cmp.Or(v.memory, p.o.MemoryMiB),
 		Storage: cmp.Or(v.storage.Name, vmtest.Unthrottled.Name), Firmware: v.firmware,
-		Append: p.o.Append, Expect: s.expected(v.until), Memory: v.variant.probe,
+		Append: append([]string(nil), p.o.Append...), Expect: s.expected(v.until), Memory: v.variant.probe,
 	}
 	if st.set != "standard" {
 		sc.Name += " (" + st.set + ")"

@@ -99,7 +99,7 @@ func testOptions(t *testing.T) Options {
 		Kernel: file("kernel", "kernel"), Initramfs: file("initramfs", "initramfs"), RootDisk: file("root", "root"),
 		Sets: []string{"standard"}, Series: []string{"plain", "block", "loop"}, Rounds: 2, MaxRounds: 10,
 		// A program that says its version is all that a run asks of QEMU itself.
-		QEMU: file("qemu", ""), Accel: vmtest.TCG, MemoryMiB: 1024, CPUs: 1, BootTimeout: time.Minute, MemoryStepMiB: 16,
+		QEMU: file("qemu", ""), Append: []string{}, Accel: vmtest.TCG, MemoryMiB: 1024, CPUs: 1, BootTimeout: time.Minute, MemoryStepMiB: 16,
 		Progress: t.Logf,
 		guest:    func(_ context.Context, m vmtest.Machine) (*vmtest.Result, error) { return goodBoot(m), nil },
 	}

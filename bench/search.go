@@ -44,7 +44,7 @@ const (
 func (r *runner) search(ctx context.Context, s series) error {
 	search := &search{runner: r, series: s, sc: Scenario{
 		Name: s.name + " (" + leastMemory + ")", Series: s.name, Kind: s.kind, Backend: string(s.backend), Set: leastMemory,
-		Clock: Wall, CPUs: r.o.CPUs, Storage: vmtest.Unthrottled.Name, Append: r.o.Append, Expect: s.expected(vmtest.MultiUser),
+		Clock: Wall, CPUs: r.o.CPUs, Storage: vmtest.Unthrottled.Name, Append: append([]string(nil), r.o.Append...), Expect: s.expected(vmtest.MultiUser),
 	}}
 	r.mu.Lock() // of what the planner has made
 	_, err := r.planner.arguments(ctx, s, &search.sc, variation{clock: Wall})
