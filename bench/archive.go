@@ -50,9 +50,9 @@ const fillingPath = "usr/lib/initoverlayfs-bench"
 const fillingFile = 4 << 20
 
 // repack writes the initramfs at source as one archive in the given compression,
-// behind the microcode that has to stay in front. Files are added behind what
-// the archive has.
-func repack(ctx context.Context, source, out string, format compress.Format, fill Filling, more []File) (err error) {
+// behind the microcode that has to stay in front. The filling lies behind
+// what the archive has.
+func repack(ctx context.Context, source, out string, format compress.Format, fill Filling) (err error) {
 	in, err := os.Open(source)
 	if err != nil {
 		return err
@@ -65,17 +65,13 @@ func repack(ctx context.Context, source, out string, format compress.Format, fil
 	if _, err := in.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	f, err := os.Create(out + ".new")
+	f, err := os.Create(out)
 	if err != nil {
 		return err
 	}
-	closed := false
 	defer func() {
-		if !closed {
-			err = errors.Join(err, f.Close())
-		}
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
+		if err = errors.Join(err, f.Close()); err != nil {
+			err = errors.Join(err, os.Remove(out))
 		}
 	}()
 	if _, err := f.Write(early); err != nil {
@@ -89,14 +85,10 @@ func repack(ctx context.Context, source, out string, format compress.Format, fil
 	if err := copyRecords(ctx, w, cpio.NewReader(in), len(early) > 0); err != nil {
 		return fmt.Errorf("read %s: %w", source, err)
 	}
-	if err := writeFiles(w, append(fill.files(), more...)); err != nil {
+	if err := writeFiles(w, fill.files()); err != nil {
 		return err
 	}
-	closed = true
-	if err := errors.Join(w.Close(), packed.Close(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), out)
+	return errors.Join(w.Close(), packed.Close())
 }
 
 // copyRecords copies every record that is not in the early segment. Inode numbers

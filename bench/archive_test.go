@@ -76,15 +76,14 @@ func TestRepack(t *testing.T) {
 	if err := os.WriteFile(in, source.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	probe := File{Path: "memory-probe", Mode: cpio.TypeRegular | 0o755, Size: 5, Body: bytes.NewReader([]byte("probe"))}
 	const fill = fillingFile + 1000
-	if err := repack(t.Context(), in, out, compress.LZ4, Filling{Bytes: fill, Random: true}, []File{probe}); err != nil {
+	if err := repack(t.Context(), in, out, compress.LZ4, Filling{Bytes: fill, Random: true}); err != nil {
 		t.Fatal(err)
 	}
 	names, formats, bodies := records(t, out)
 	want := []string{
 		"kernel/x86/microcode/AuthenticAMD.bin", "etc/early", "init", "usr/bin/tool",
-		fillingPath, fillingPath + "/00000", fillingPath + "/00001", "memory-probe",
+		fillingPath, fillingPath + "/00000", fillingPath + "/00001",
 	}
 	if diff := cmp.Diff(want, names); diff != "" {
 		t.Fatalf("entries (-want +got):\n%s", diff)
@@ -115,7 +114,7 @@ func TestRepackFails(t *testing.T) {
 	if err := os.WriteFile(in, source.Bytes()[:20], 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := repack(t.Context(), in, out, compress.Zstd, Filling{}, nil); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if err := repack(t.Context(), in, out, compress.Zstd, Filling{}); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("error = %v, want that the archive is cut short", err)
 	}
 	if left, _ := filepath.Glob(out + "*"); len(left) > 0 {

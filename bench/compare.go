@@ -241,12 +241,21 @@ func joinSearches(a, b MemorySearch) MemorySearch {
 // differs names the first member in which two structures of a type differ, as
 // results.json calls it, with both values.
 func differs(what string, a, b any) error {
+	field, u, v, ok := firstDifference(a, b)
+	if !ok {
+		return nil
+	}
+	name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+	return fmt.Errorf("%s%s: %#v and %#v", what, name, u, v)
+}
+
+// firstDifference finds the first field in which two structs of a type differ.
+func firstDifference(a, b any) (field reflect.StructField, u, v any, ok bool) {
 	x, y := reflect.ValueOf(a), reflect.ValueOf(b)
 	for i := range x.NumField() {
 		if u, v := x.Field(i).Interface(), y.Field(i).Interface(); !reflect.DeepEqual(u, v) {
-			name, _, _ := strings.Cut(x.Type().Field(i).Tag.Get("json"), ",")
-			return fmt.Errorf("%s%s: %#v and %#v", what, name, u, v)
+			return x.Type().Field(i), u, v, true
 		}
 	}
-	return nil
+	return field, nil, nil, false
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -103,7 +102,7 @@ func (in *inputs) archive(ctx context.Context, v variant) (string, error) {
 		v.format = compress.None
 	}
 	return in.make("initramfs-"+v.name()+".img", func(path string) error {
-		return repack(ctx, in.o.Initramfs, path, v.format, v.fill, nil)
+		return repack(ctx, in.o.Initramfs, path, v.format, v.fill)
 	})
 }
 
@@ -151,8 +150,7 @@ func (in *inputs) build(ctx context.Context, backend bootconf.Backend, v variant
 		if in.o.ModulesDir != "" {
 			args = append(args, "--modules-dir", in.o.ModulesDir)
 		}
-		switch backend {
-		case bootconf.Loop, bootconf.File, bootconf.RAM:
+		if backend.OnBootfs() {
 			args = append(args, "--bootfstype", "ext4")
 		}
 		// Most builds differ in the mini-initramfs only. Images for persistent memory
@@ -161,7 +159,7 @@ func (in *inputs) build(ctx context.Context, backend bootconf.Backend, v variant
 		if slices.Contains(flags, "--compress") { // of the mini-initramfs alone
 			layout = nil
 		}
-		twin := fmt.Sprint(isPmem(backend), source.name(), layout)
+		twin := fmt.Sprint(backend.InMemory(), source.name(), layout)
 		if backend != bootconf.PmemDAX {
 			if dir, ok := in.images[twin]; ok {
 				args = append(args, "--reuse", dir)
@@ -237,14 +235,9 @@ func (in *inputs) disk(ctx context.Context, backend bootconf.Backend, v variant)
 	})
 }
 
-// manifest reads the only manifest of a build.
+// manifest reads the manifest of a build.
 func (in *inputs) manifest(dir string) (*bootconf.Manifest, error) {
-	text, err := os.ReadFile(filepath.Join(dir, "initoverlayfs-"+in.o.KernelVersion+".json"))
-	if err != nil {
-		return nil, err
-	}
-	m := new(bootconf.Manifest)
-	return m, json.Unmarshal(text, m)
+	return builder.ReadManifest(filepath.Join(dir, "initoverlayfs-"+in.o.KernelVersion+".json"))
 }
 
 // digests are those of files that do not change during a run.
@@ -281,7 +274,3 @@ func sizeOf(paths ...string) (int64, error) {
 
 // onDemand are the backends whose boot does not depend on what nobody reads.
 var onDemand = []bootconf.Backend{bootconf.Block, bootconf.Loop, bootconf.File, bootconf.Pmem, bootconf.PmemDAX}
-
-func isPmem(b bootconf.Backend) bool {
-	return slices.Contains([]bootconf.Backend{bootconf.Pmem, bootconf.PmemDAX}, b)
-}

@@ -277,7 +277,7 @@ func (p *planner) storage(ctx context.Context) error {
 		return nil
 	}
 	for _, model := range vmtest.Storages {
-		for _, s := range p.some(func(s series) bool { return contender(s) && !isPmem(s.backend) }) {
+		for _, s := range p.some(func(s series) bool { return contender(s) && !s.backend.InMemory() }) {
 			pt := point{float64(model.BPS), model.Name}
 			if err := p.add(ctx, s, variation{storage: model, firmware: true, point: &pt, rounds: p.sweepRounds()}); err != nil {
 				return err
@@ -356,7 +356,7 @@ func (p *planner) pcluster(ctx context.Context) error {
 
 func (p *planner) compressor(ctx context.Context) error {
 	for i, format := range []string{"none", "lz4", "zstd", "gzip", "xz"} {
-		for _, s := range p.some(func(s series) bool { return isPmem(s.backend) || s.backend == bootconf.Block }) {
+		for _, s := range p.some(func(s series) bool { return s.backend.InMemory() || s.backend == bootconf.Block }) {
 			v := variation{
 				flags: []string{"--compress", format}, point: &point{float64(i), format},
 				until: vmtest.InitfsInit, noRoot: true, clock: Instructions, rounds: 1,

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"initoverlayfs/builder"
 	"initoverlayfs/vmtest"
 )
 
@@ -214,15 +215,13 @@ func (r *runner) open(host Host) error {
 	return nil
 }
 
-// difference tells the first field in which two structs differ.
+// difference tells the first field in which two structs of a type differ.
 func difference(a, b any) string {
-	x, y := reflect.ValueOf(a), reflect.ValueOf(b)
-	for i := range x.NumField() {
-		if !reflect.DeepEqual(x.Field(i).Interface(), y.Field(i).Interface()) {
-			return fmt.Sprintf("%s is %v there and %v here", x.Type().Field(i).Name, x.Field(i).Interface(), y.Field(i).Interface())
-		}
+	field, u, v, ok := firstDifference(a, b)
+	if !ok {
+		return "no difference"
 	}
-	return "no difference"
+	return fmt.Sprintf("%s is %v there and %v here", field.Name, u, v)
 }
 
 // save replaces the results, which are whole at any time.
@@ -232,16 +231,10 @@ func (r *runner) save() error {
 	if err != nil {
 		return err
 	}
-	path := r.o.resultsPath()
-	f, err := os.Create(path + ".new")
-	if err != nil {
+	return builder.WriteFile(r.o.resultsPath(), 0o644, func(f *os.File) error {
+		_, err := f.Write(append(text, '\n'))
 		return err
-	}
-	_, err = f.Write(append(text, '\n'))
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return os.Rename(f.Name(), path)
+	})
 }
 
 func (r *runner) close() error {

@@ -14,7 +14,7 @@ import (
 func (r *runner) searches(ctx context.Context) error {
 	var list []series
 	for _, s := range r.planner.series {
-		if contender(s) && !isPmem(s.backend) {
+		if contender(s) && !s.backend.InMemory() {
 			list = append(list, s)
 		}
 	}

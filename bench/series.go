@@ -69,7 +69,7 @@ func allSeries() []series {
 // guest whose clock counts instructions then jumps ahead, by as much as the host
 // makes it wait.
 func (s series) waits() bool {
-	return s.kind == Ours && !isPmem(s.backend) && s.backend != bootconf.Embedded
+	return s.kind == Ours && !s.backend.InMemory() && s.backend != bootconf.Embedded
 }
 
 func seriesNames() []string {

@@ -348,7 +348,7 @@ const storageInitName = "storage-init"
 // libraries.
 func FindStorageInit(named, arch string) (string, error) {
 	if named != "" {
-		return named, checkProgram(named, arch)
+		return named, CheckProgram(named, arch)
 	}
 	var tried []string
 	if self, err := os.Executable(); err == nil {
@@ -357,7 +357,7 @@ func FindStorageInit(named, arch string) (string, error) {
 	tried = append(tried, filepath.Join("/usr/lib/initoverlayfs", storageInitName))
 	for _, path := range tried {
 		if _, err := os.Stat(path); err == nil {
-			return path, checkProgram(path, arch)
+			return path, CheckProgram(path, arch)
 		}
 	}
 	return "", &HintedError{
@@ -377,7 +377,9 @@ var elfMachines = map[string]elf.Machine{
 	"s390x":   elf.EM_S390,
 }
 
-func checkProgram(path, arch string) error {
+// CheckProgram reports whether the program at path is a static executable for
+// arch, as Go names it.
+func CheckProgram(path, arch string) error {
 	machine, ok := elfMachines[arch]
 	if !ok {
 		return fmt.Errorf("unknown architecture %q", arch)

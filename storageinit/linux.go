@@ -202,7 +202,15 @@ func openInRoot(root, path string, flags uint64) (int, error) {
 
 // Open opens a file or block device for reading.
 func (l *Linux) Open(root, path string) (Image, error) {
-	fd, err := openInRoot(root, path, unix.O_RDONLY|unix.O_NONBLOCK)
+	f, err := newFile(openInRoot(root, path, unix.O_RDONLY|unix.O_NONBLOCK))
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// newFile takes what a system call that opens gives.
+func newFile(fd int, err error) (*file, error) {
 	if err != nil {
 		return nil, err
 	}

@@ -27,16 +27,7 @@ func (l *Linux) CopyFile(from, to string, mode uint32) error {
 // openFile opens a file by a path that is ours, for which every kind of symbolic
 // link is followed.
 func openFile(path string) (*file, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	f := &file{fd: fd}
-	if f.size, err = sizeOf(fd); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
+	return newFile(unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0))
 }
 
 // sendAll writes the whole of a file to a descriptor.
@@ -60,13 +51,8 @@ func sendAll(fd int, src *file) error {
 // OpenExclusive opens a block device that nothing has mounted, or holds in
 // another way; else the error is EBUSY.
 func (l *Linux) OpenExclusive(path string) (Image, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_EXCL|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	f, err := newFile(unix.Open(path, unix.O_RDONLY|unix.O_EXCL|unix.O_NONBLOCK|unix.O_CLOEXEC, 0))
 	if err != nil {
-		return nil, err
-	}
-	f := &file{fd: fd}
-	if f.size, err = sizeOf(fd); err != nil {
-		f.Close()
 		return nil, err
 	}
 	return f, nil

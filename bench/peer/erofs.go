@@ -5,7 +5,6 @@ package peer
 
 import (
 	"context"
-	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
@@ -53,7 +52,7 @@ const (
 // twice and looks for no devices. What it does not do is what needs a program
 // for it: the image and the archive stay in memory after the boot.
 func ErofsInitramfs(ctx context.Context, o Options) (err error) {
-	if err := checkStatic(o.Busybox); err != nil {
+	if err := builder.CheckProgram(o.Busybox, "amd64"); err != nil {
 		return err
 	}
 	index, err := kmod.Open(o.ModulesDir, o.KernelVersion)
@@ -121,25 +120,6 @@ func ErofsInitramfs(ctx context.Context, o Options) (err error) {
 		return fmt.Errorf("write %s: %w", o.Output, a.err)
 	}
 	return a.Close()
-}
-
-// checkStatic refuses a program that needs a loader, which the initramfs has not.
-func checkStatic(program string) error {
-	file, err := os.Open(program)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	f, err := elf.NewFile(file)
-	if err != nil {
-		return fmt.Errorf("program %s: %w", program, err)
-	}
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP {
-			return fmt.Errorf("program %s is not static", program)
-		}
-	}
-	return nil
 }
 
 // initScript is PID 1. systemd takes an overlay for the root of an initramfs
