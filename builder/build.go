@@ -4,6 +4,7 @@ package builder
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"debug/elf"
@@ -49,7 +50,7 @@ type Options struct {
 	// copied if this build would make the same one; empty: none.
 	Reuse string
 
-	Compress             compress.Format // of the mini-initramfs
+	Compress             compress.Format // of the mini-initramfs; empty: the quickest that the kernel unpacks
 	Modules              []string        // further modules
 	Storage              []string        // driver sets
 	HostOnly             bool            // the drivers of this machine's boot filesystem
@@ -444,7 +445,7 @@ func (o *Options) miniOptions(program string) (MiniOptions, error) {
 		StripSignatures: o.StripModuleSignature,
 		FirmwareDirs:    o.FirmwareDirs,
 		StorageInit:     program,
-		Compress:        o.Compress,
+		Compress:        cmp.Or(o.Compress, quickestFormat(parseKernelConfig(config), index)),
 		Epoch:           o.Epoch,
 	}
 	if len(mini.FirmwareDirs) == 0 {

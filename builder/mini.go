@@ -280,10 +280,16 @@ func (o *MiniOptions) writeSegments(w io.Writer, files map[string]file) error {
 			return err
 		}
 	}
-	if err := c.Close(); err != nil {
+	if err := errors.Join(c.Close(), z.Close()); err != nil {
 		return err
 	}
-	return z.Close()
+	if o.Compress == compress.LZ4 {
+		// The kernel takes what comes next for the length of another block, unless
+		// that is zero: another archive may be put behind this one.
+		_, err := w.Write(make([]byte, 4))
+		return err
+	}
+	return nil
 }
 
 func (o *MiniOptions) writeImage(w io.Writer) error {

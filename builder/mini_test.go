@@ -680,6 +680,31 @@ func TestWriteMiniFormats(t *testing.T) {
 	}
 }
 
+func TestQuickestFormat(t *testing.T) {
+	x := index(t, oldKernel())
+	for _, test := range []struct {
+		config string
+		want   compress.Format
+	}{
+		{"", compress.LZ4}, // not known; each kernel has it unless somebody took it out
+		{"CONFIG_RD_XZ=y\nCONFIG_RD_GZIP=y\nCONFIG_RD_ZSTD=y\nCONFIG_RD_LZ4=y\n", compress.LZ4},
+		{"CONFIG_RD_XZ=y\nCONFIG_RD_GZIP=y\nCONFIG_RD_ZSTD=y\n# CONFIG_RD_LZ4 is not set\n", compress.Zstd},
+		{"CONFIG_RD_XZ=y\nCONFIG_RD_GZIP=y\n", compress.Gzip},
+		{"CONFIG_RD_XZ=y\n", compress.XZ},
+		{"CONFIG_EROFS_FS=y\n", compress.None},
+	} {
+		if got := quickestFormat(parseKernelConfig([]byte(test.config)), x); got != test.want {
+			t.Errorf("%q: %s, want %s", test.config, got, test.want)
+		}
+	}
+	if f, err := ParseFormat("auto"); f != "" || err != nil {
+		t.Errorf("ParseFormat(auto) = %q, %v", f, err)
+	}
+	if _, err := ParseFormat("lzip"); err == nil || !strings.Contains(err.Error(), "lzip") {
+		t.Errorf("ParseFormat(lzip): %v", err)
+	}
+}
+
 func TestWriteMiniStripSignatures(t *testing.T) {
 	for _, strip := range []bool{false, true} {
 		o := allOptions(t)

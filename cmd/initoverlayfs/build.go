@@ -13,7 +13,6 @@ import (
 
 	"initoverlayfs/builder"
 	"initoverlayfs/initrd/bootconf"
-	"initoverlayfs/initrd/compress"
 )
 
 // buildFlags are the flags of the build verb that are not options of the
@@ -48,6 +47,8 @@ const (
 	keepModulesFlag  = "keep-compressed-modules"
 	keepModulesUsage = "leave compressed modules in the image as they are: it is smaller, and each boot unpacks them"
 )
+
+const compressUsage = "`ALGORITHM` of the mini-initramfs: zstd, lz4, gzip, xz or none;\nauto: the quickest that the kernel unpacks, as a rule lz4"
 
 func (a *app) buildCommand() *cobra.Command {
 	var f buildFlags
@@ -85,7 +86,7 @@ func (a *app) buildCommand() *cobra.Command {
 	p.BoolVar(&o.StripModuleSignature, "strip-module-signatures", false,
 		"load modules faster and taint the kernel, from the mini-initramfs and from the image; lockdown refuses them")
 	p.BoolVar(&o.KeepCompressedModules, keepModulesFlag, false, keepModulesUsage)
-	p.StringVar(&f.compress, "compress", string(compress.Zstd), "`ALGORITHM` of the mini-initramfs: zstd, lz4, gzip, xz or none")
+	p.StringVar(&f.compress, "compress", builder.AutoFormat, compressUsage)
 	p.StringVar(&o.Arch, "arch", runtime.GOARCH, "`ARCH` of the kernel, as Go names it")
 	f.layout.add(p, "that of --kver")
 	p.BoolVar(&f.asJSON, "json", false, "print the manifest")
@@ -108,7 +109,7 @@ func (a *app) buildCommand() *cobra.Command {
 				return usageErrorf("--%s: %v", c.flag, err)
 			}
 		}
-		if o.Compress, err = compress.ParseFormat(f.compress); err != nil {
+		if o.Compress, err = builder.ParseFormat(f.compress); err != nil {
 			return usageErrorf("--compress: %v", err)
 		}
 		if usesDAX(o.Config) {

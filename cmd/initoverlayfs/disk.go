@@ -23,7 +23,6 @@ import (
 	"initoverlayfs/builder/kmod"
 	"initoverlayfs/disk"
 	"initoverlayfs/initrd/bootconf"
-	"initoverlayfs/initrd/compress"
 )
 
 // diskFlags are the flags of the disk verb.
@@ -153,7 +152,7 @@ func (f *diskFlags) add(p *pflag.FlagSet) {
 	}
 	p.StringArrayVar(&o.Modules, "module", nil, "further `MODULE` to load at every boot")
 	p.StringSliceVar(&o.Storage, "storage", nil, "`DRIVERS` of the boot device, as of build (default all)")
-	p.StringVar(&f.compress, "compress", string(compress.Zstd), "`ALGORITHM` of the mini-initramfs: zstd, lz4, gzip, xz or none")
+	p.StringVar(&f.compress, "compress", builder.AutoFormat, compressUsage)
 	p.StringVar(&o.Arch, "arch", runtime.GOARCH, "`ARCH` of the kernel, as Go names it")
 	f.layout.add(p, "that of --kver")
 	must(p.MarkHidden("blobs")) // refused, and said why
@@ -388,7 +387,7 @@ func (f *diskFlags) builderOptions(a *app, p *pflag.FlagSet) (err error) {
 			return usageErrorf("--%s: %v", c.flag, err)
 		}
 	}
-	if o.Compress, err = compress.ParseFormat(f.compress); err != nil {
+	if o.Compress, err = builder.ParseFormat(f.compress); err != nil {
 		return usageErrorf("--compress: %v", err)
 	}
 	if usesDAX(o.Config) && p.Changed("backend") {

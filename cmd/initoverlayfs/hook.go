@@ -11,7 +11,6 @@ import (
 
 	"initoverlayfs/bootentry"
 	"initoverlayfs/builder"
-	"initoverlayfs/initrd/compress"
 	"initoverlayfs/install"
 )
 
@@ -65,7 +64,6 @@ func (a *app) runHook(ctx context.Context, h hook, o install.Options, args []str
 	if o.Build.Producer, err = builder.ProducerNamed("native"); err != nil {
 		return err
 	}
-	o.Build.Compress = compress.Zstd
 	if o.Build.Epoch, err = a.sourceDateEpoch(); err != nil {
 		return err
 	}

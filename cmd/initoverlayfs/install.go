@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"initoverlayfs/builder"
-	"initoverlayfs/initrd/compress"
 	"initoverlayfs/install"
 )
 
@@ -67,7 +66,7 @@ func (a *app) installCommand() *cobra.Command {
 	p.StringVar(&workDir, "work-dir", "", "`DIR` in which the pair is made (default /var/tmp)")
 	p.StringVar(&storageInit, "storage-init", "", "the `PROGRAM` that becomes PID 1 (default: beside this one, or in /usr/lib/initoverlayfs)")
 	p.StringVar(&modulesDir, "modules-dir", "", "`DIR` of the kernel's modules (default /lib/modules/VERSION)")
-	p.StringVar(&compression, "compress", string(compress.Zstd), "`ALGORITHM` of the mini-initramfs: zstd, lz4, gzip, xz or none")
+	p.StringVar(&compression, "compress", builder.AutoFormat, compressUsage)
 	p.StringSliceVar(&storage, "storage", nil, "`DRIVERS` of the boot device: "+strings.Join(builder.StorageNames(), ", ")+" (default all)")
 	p.BoolVar(&hostOnly, "hostonly", false, "take the drivers of this machine's boot filesystem")
 	p.BoolVar(&keepModules, keepModulesFlag, false, keepModulesUsage)
@@ -97,7 +96,7 @@ func (a *app) installCommand() *cobra.Command {
 		if p.Changed("image-compress") {
 			o.Compression = &b.Image.Compress
 		}
-		if b.Compress, err = compress.ParseFormat(compression); err != nil {
+		if b.Compress, err = builder.ParseFormat(compression); err != nil {
 			return usageErrorf("--compress: %v", err)
 		}
 		if b.Epoch, err = a.sourceDateEpoch(); err != nil {

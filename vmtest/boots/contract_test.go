@@ -1,6 +1,11 @@
 package boots
 
 import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -8,6 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"initoverlayfs/initrd/bootconf"
+	"initoverlayfs/initrd/compress"
+	"initoverlayfs/initrd/cpio"
 )
 
 // initArgs is what the tree's init was given.
@@ -107,4 +114,49 @@ func TestBootfsIsRoot(t *testing.T) {
 		!strings.Contains(record.Attempts[0].Error, "/dev/vda1: it is also the real root") {
 		t.Errorf("attempts = %+v, want loop refused and then ram", record.Attempts)
 	}
+}
+
+// TestArchiveBehind puts another archive behind the mini-initramfs, as boot loaders
+// do with several: whatever that one is packed with, the kernel unpacks both.
+func TestArchiveBehind(t *testing.T) {
+	t.Parallel()
+	for _, format := range compress.Writable {
+		t.Run(string(format), func(t *testing.T) {
+			t.Parallel()
+			b := spec{config: "backend pmem\n", compress: format}.build(t)
+			const more = "nonsense 1\n"
+			m := b.machine(t)
+			m.Initrd = archiveBehind(t, b.mini, bootconf.ConfigPath, b.conf.Format()+more)
+			b.attach(t, &m, bootconf.Pmem)
+			r := b.boot(t, m, bootconf.Pmem)
+			if want := "nonsense: unknown key, ignored"; !strings.Contains(ourLines(r), want) {
+				t.Errorf("log lacks %q: the file is the first archive's\n%s", want, ourLines(r))
+			}
+		})
+	}
+}
+
+// archiveBehind gives a copy of an archive with one of a single file behind it.
+func archiveBehind(t *testing.T, archive, name, text string) string {
+	t.Helper()
+	body, err := os.ReadFile(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := bytes.NewBuffer(body)
+	// Where a record of an archive that is not packed may begin.
+	both.Write(make([]byte, -len(body)&3))
+	w := cpio.NewWriter(both)
+	err = w.WriteHeader(&cpio.Header{
+		Name: strings.TrimPrefix(name, "/"), Ino: 1, Mode: cpio.TypeRegular | 0o644, NLink: 1, Size: int64(len(text)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = io.WriteString(w, text)
+	path := filepath.Join(t.TempDir(), "both.img")
+	if err := errors.Join(err, w.Close(), os.WriteFile(path, both.Bytes(), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
