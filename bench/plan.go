@@ -276,7 +276,7 @@ func (p *planner) storage(ctx context.Context) error {
 		p.leave("storage", errors.New("no root tree is given, of which disks could be made"))
 		return nil
 	}
-	for _, model := range vmtest.Storages {
+	for _, model := range p.o.Storages {
 		for _, s := range p.some(func(s series) bool { return contender(s) && !s.backend.InMemory() }) {
 			pt := point{float64(model.BPS), model.Name}
 			if err := p.add(ctx, s, variation{storage: model, firmware: true, point: &pt, rounds: p.sweepRounds()}); err != nil {

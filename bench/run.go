@@ -36,7 +36,9 @@ type Options struct {
 	Sets   []string // see SetNames
 	Series []string // see SeriesNames
 	Bloat  []Filling
-	Append []string // further words of each kernel command line
+	// Storages are the classes of storage of the set storage.
+	Storages []vmtest.Storage
+	Append   []string // further words of each kernel command line
 
 	// Rounds is how often each scenario is booted; sweeps have half as many.
 	Rounds int
