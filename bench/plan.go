@@ -38,8 +38,8 @@ type set struct {
 
 // Sets in the order in which they run.
 var sets = []set{
-	{"instructions", "what the CPU has to do until the first init message, where no disk is waited for", (*planner).instructions},
-	{"instructions-full", "the same to multi-user.target, which waits for disks blur", (*planner).instructionsFull},
+	{"instructions", "what the CPU has to do until the first init message", (*planner).instructions},
+	{"instructions-full", "the same to multi-user.target", (*planner).instructionsFull},
 	{"standard", "every scenario to multi-user.target", (*planner).standard},
 	{"storage", "speed of the disk, with firmware and boot loader reading from it", (*planner).storage},
 	{"bloat", "size of the tree, to the first init message", (*planner).bloat},
@@ -236,7 +236,7 @@ func (p *planner) standard(ctx context.Context) error {
 const intervalRounds = 6
 
 func (p *planner) instructions(ctx context.Context) error {
-	for _, s := range p.some(func(s series) bool { return !s.waits() }) {
+	for _, s := range p.series {
 		v := variation{clock: Instructions, until: vmtest.InitfsInit, noRoot: true, rounds: max(intervalRounds, p.o.Rounds)}
 		if p.o.Rounds == 1 {
 			v.rounds = 1

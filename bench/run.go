@@ -398,7 +398,7 @@ func (r *runner) all(ctx context.Context, jobs []job, width int) error {
 
 // wholeRounds are those in which a guest also reports its memory, behind the last
 // milestone, and QEMU what was read. That takes as long as half a boot, and says
-// the same each time.
+// the same each time. Of those whose clock counts instructions one is enough.
 const wholeRounds = 3
 
 // one makes one boot and keeps it, unless it was interrupted.
@@ -411,7 +411,11 @@ func (r *runner) one(ctx context.Context, j job) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", j.Name, err)
 	}
-	if j.round > wholeRounds && j.Clock == Wall && !j.Memory {
+	whole := wholeRounds
+	if j.Clock == Instructions {
+		whole = 1
+	}
+	if j.round > whole && !j.Memory {
 		m.Until, m.BlockStats = j.until, false
 	}
 	b, err := r.boot(ctx, j, m)

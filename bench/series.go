@@ -65,13 +65,6 @@ func allSeries() []series {
 	return list
 }
 
-// waits reports whether a boot waits for a disk before the first init message. A
-// guest whose clock counts instructions then jumps ahead, by as much as the host
-// makes it wait.
-func (s series) waits() bool {
-	return s.kind == Ours && !s.backend.InMemory() && s.backend != bootconf.Embedded
-}
-
 func seriesNames() []string {
 	var names []string
 	for _, s := range allSeries() {

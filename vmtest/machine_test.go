@@ -53,6 +53,8 @@ func TestArgs(t *testing.T) {
 		{"model", Machine{Accel: TCG, CPU: "max", MaxMemoryMiB: 4096, Extra: []string{"-S"}},
 			base + " -accel tcg -cpu max -m 1024,maxmem=4096M -smp 1 " + ports + " -append <" + words + "> -S"},
 		{"icount", Machine{Accel: TCG, ICount: true},
+			base + tcg + " -icount shift=0,sleep=on" + small + ports + " -append <" + words + ">"},
+		{"icount without waits", Machine{Accel: TCG, ICount: true, SkipIdle: true},
 			base + tcg + " -icount shift=0,sleep=off" + small + ports + " -append <" + words + ">"},
 		{"memmap", Machine{Accel: TCG, Pmem: []Pmem{{Path: pmem}, {Path: pmem, SizeMiB: 8}, {Path: pmem, AddrMiB: 600}}},
 			base + tcg + small + ports + " -append <" + words + " memmap=6M!512M memmap=8M!518M memmap=6M!600M>" +

@@ -495,7 +495,7 @@ func (m *maker) times(groups []bench.Group) error {
 func (m *maker) cpuWork(groups []bench.Group) error {
 	for i, g := range groups {
 		s := section{Title: "CPU work, in instructions", Text: []string{
-			"Each nanosecond of these guests is one instruction. This is the figure for the work of the processor: it repeats, whatever else the machine does, and has neither the time of a disk nor that of a cache.",
+			"While these guests work, a nanosecond of their clock is one instruction; while they wait for a disk, it is one of the host's. This is the figure for the work of the processor: it repeats, whatever else the machine does, and has not the time of a cache.",
 			m.conditions(g) + ".",
 		}}
 		s.Under = i > 0

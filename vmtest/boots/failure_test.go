@@ -31,7 +31,7 @@ const slackS = 2
 // boot boots the machine and holds the failure against what is expected.
 func (f failure) boot(tb testing.TB, m vmtest.Machine) {
 	tb.Helper()
-	m.ICount = true // so that the guest's clock does not depend on the host's load
+	m.ICount, m.SkipIdle = true, true // so that the guest's clock does not depend on the host's load
 	m.FatalGrace = time.Minute
 	m.LogParent = tb.TempDir()
 	r, err := run(tb, m)
