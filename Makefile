@@ -89,9 +89,9 @@ BENCH_RUN = kernel=$$($(FIXTURES) path $(BENCH_KERNEL)); \
 .PHONY: bench
 bench: build ## boots, plain and ours side by side; the report in out/bench (half an hour)
 	$(FIXTURES) tools $(BENCH_FIXTURES)
-	$(BENCH_RUN) --output $(BENCH_OUT) --rounds 3 --budget 26m --bloat 0,256M \
-		--set instructions,bloat-instructions,standard,storage,bloat,probe \
-		--scenario nothing,plain-zstd,plain-lz4,erofs-initramfs,block,loop,pmem,pmem-dax,embedded,ram $(BENCH_FLAGS)
+	$(BENCH_RUN) --output $(BENCH_OUT) --rounds 2 --budget 27m --storage emmc,sdcard \
+		--set instructions,instructions-full,standard,storage,bloat-instructions,probe \
+		--scenario nothing,plain-zstd,plain-lz4,erofs-initramfs,block,loop,pmem,pmem-dax,embedded $(BENCH_FLAGS)
 
 .PHONY: bench-confirm
 bench-confirm: build ## the same until the intervals are narrow, and every sweep (hours; goes on where it was)
@@ -105,7 +105,7 @@ bench-sid: BENCH_INITRAMFS := dracut-sid.img
 bench-sid: build ## the boots of Debian sid, dracut's own squash-erofs among them; the report in out/bench-sid
 	$(FIXTURES) tools $(BENCH_FIXTURES) dracut-sid-squash-erofs.img
 	squash=$$($(FIXTURES) path dracut-sid-squash-erofs.img); \
-	$(BENCH_RUN) --output $(BENCH_OUT)-sid --rounds 3 --set instructions,standard \
+	$(BENCH_RUN) --output $(BENCH_OUT)-sid --rounds 6 --set instructions,instructions-full,standard \
 		--squash "squash-erofs=$$kernel/vmlinuz,$$squash" --scenario plain-zstd,plain-lz4,block,file,loop $(BENCH_FLAGS)
 
 .PHONY: bench-go
