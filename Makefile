@@ -89,8 +89,8 @@ BENCH_RUN = kernel=$$($(FIXTURES) path $(BENCH_KERNEL)); \
 .PHONY: bench
 bench: build ## boots, plain and ours side by side; the report in out/bench (half an hour)
 	$(FIXTURES) tools $(BENCH_FIXTURES)
-	$(BENCH_RUN) --output $(BENCH_OUT) --rounds 2 --budget 27m --storage emmc,sdcard \
-		--set instructions,instructions-full,standard,storage,bloat-instructions,probe \
+	$(BENCH_RUN) --output $(BENCH_OUT) --rounds 2 --budget 28m --storage emmc,sdcard \
+		--set instructions,instructions-full,standard,storage,bloat-instructions \
 		--scenario nothing,plain-zstd,plain-lz4,erofs-initramfs,block,loop,pmem,pmem-dax,embedded $(BENCH_FLAGS)
 
 .PHONY: bench-confirm

@@ -328,7 +328,7 @@ func (p *planner) bloatInstructions(ctx context.Context) error {
 		for _, s := range p.some(contender) {
 			v := variation{
 				variant: variant{fill: f}, point: bloatPoint(f), until: vmtest.InitfsInit, noRoot: true,
-				memory: p.o.MemoryMiB + 1024, clock: Instructions, rounds: min(2, p.o.Rounds),
+				memory: p.o.MemoryMiB + 1024, clock: Instructions, rounds: min(2, p.sweepRounds()),
 			}
 			if err := p.add(ctx, s, v); err != nil {
 				return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -209,6 +210,23 @@ func TestHeadline(t *testing.T) {
 		if !strings.Contains(page, `<li class="`+class+`">`+text) {
 			t.Errorf("the page has no %q of class %s", text, class)
 		}
+	}
+}
+
+// A milestone that two sets count in instructions is told once, by the set that
+// comes first.
+func TestHeadlineOnce(t *testing.T) {
+	f := &faker{random: rand.New(rand.NewPCG(1, 2))}
+	f.Results = *realistic(1)
+	for _, thing := range things {
+		s := f.scenario(thing, "instructions-full", bench.Instructions)
+		s.Name, s.Firmware = s.Name+" (instructions-full)", false
+		f.boot(s, thing, 1, 1e9, 0).HostTimes = nil
+	}
+	markdown, _ := write(t, &f.Results)
+	const said = "- **First init message, CPU work in instructions**"
+	if n := strings.Count(markdown, said); n != 1 {
+		t.Errorf("%q is there %d times", said, n)
 	}
 }
 
