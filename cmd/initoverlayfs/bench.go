@@ -154,7 +154,7 @@ func (a *app) bench(ctx context.Context, f *benchFlags) error {
 	if results == nil || runErr != nil && !errors.Is(runErr, bench.ErrIncomplete) {
 		return runErr
 	}
-	if !f.noReport && len(results.Boots) > 0 {
+	if !f.noReport && len(results.Boots)+len(results.Searches) > 0 {
 		if err := a.writeReport(o.Dir, results); err != nil {
 			return errors.Join(runErr, err)
 		}
