@@ -14,7 +14,7 @@ TEST_FIXTURES := kernel-6.1 kernel-6.12 dracut-6.1.img dracut-nosystemd-6.1.img 
 	generator-bookworm storage-6.1 debian-dracut.tar debian-initramfs-tools.tar debian-kernel-bookworm
 SID_FIXTURES := erofs-utils-1.9 kernel-sid dracut-sid.img bootctl-sid
 # What only `make vmtest` boots.
-MORE_FIXTURES := generator-trixie generator-sid debian-kernel-bookworm-backports debian-sid.tar debian-kernel-sid
+MORE_FIXTURES := dracut-6.1-squash.img dracut-sid-squash-erofs.img generator-trixie generator-sid debian-kernel-bookworm-backports debian-sid.tar debian-kernel-sid
 # Sets EROFS_UTILS to the newer erofs-utils, which tests use beside the machine's own.
 FIND_EROFS_UTILS := export EROFS_UTILS; EROFS_UTILS=$$($(FIXTURES) path erofs-utils-1.9) || [ "$${CI:-}" != true ]
 # More flags for go test, for example GOTESTFLAGS=-v.
@@ -91,7 +91,7 @@ bench: build ## boots, plain and ours side by side; the report in out/bench (hal
 	$(FIXTURES) tools $(BENCH_FIXTURES)
 	$(BENCH_RUN) --output $(BENCH_OUT) --rounds 2 --budget 28m --storage emmc,sdcard \
 		--set instructions,instructions-full,standard,storage,bloat-instructions \
-		--scenario nothing,plain-zstd,plain-lz4,erofs-initramfs,block,loop,pmem,pmem-dax,embedded $(BENCH_FLAGS)
+		--scenario nothing,plain-zstd,plain-lz4,erofs-initramfs,block,loop,pmem,pmem-dax $(BENCH_FLAGS)
 
 .PHONY: bench-confirm
 bench-confirm: build ## the same until the intervals are narrow, and every sweep (hours; goes on where it was)
