@@ -28,16 +28,23 @@ var (
 // Storages lists every class, the fastest first.
 var Storages = []Storage{Unthrottled, NVMeSSD, EMMC, SDCard}
 
-// ParseStorage gives the class of a name.
-func ParseStorage(name string) (Storage, error) {
+// StorageNames lists the names of the classes, in that order.
+func StorageNames() []string {
 	names := make([]string, len(Storages))
 	for i, s := range Storages {
+		names[i] = s.Name
+	}
+	return names
+}
+
+// ParseStorage gives the class of a name.
+func ParseStorage(name string) (Storage, error) {
+	for _, s := range Storages {
 		if s.Name == name {
 			return s, nil
 		}
-		names[i] = s.Name
 	}
-	return Storage{}, fmt.Errorf("unknown storage %q; it is one of %s", name, strings.Join(names, ", "))
+	return Storage{}, fmt.Errorf("unknown storage %q; it is one of %s", name, strings.Join(StorageNames(), ", "))
 }
 
 // Throttle makes the drive as fast as storage of the class, whatever limits it

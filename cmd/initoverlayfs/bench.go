@@ -70,7 +70,7 @@ func (f *benchFlags) add(p *pflag.FlagSet) {
 	p.StringSliceVar(&f.Sets, "set", []string{"instructions", "standard"}, "`SETS` of scenarios")
 	p.StringSliceVar(&f.Series, "scenario", nil, "`SCENARIOS` (default: all)")
 	p.StringSliceVar(&f.bloat, "bloat", []string{"0", "64M", "256M", "1G", "256M-text", "1G-text"}, "`SIZES` of what the set bloat adds to the tree, of random bytes or text")
-	p.StringSliceVar(&f.storage, "storage", storageNames(), "`CLASSES` of the disk's speed in the set storage")
+	p.StringSliceVar(&f.storage, "storage", vmtest.StorageNames(), "`CLASSES` of the disk's speed in the set storage")
 	p.IntVar(&f.Rounds, "rounds", 6, "`N` boots of each scenario; sweeps have half as many")
 	p.Float64Var(&f.Until, "until", 0, "go on until the 95 % intervals of all ratios are within this `FRACTION` (0.02 is 2 %)")
 	p.IntVar(&f.MaxRounds, "max-rounds", 60, "with --until, at most `N` boots of each scenario")
@@ -84,13 +84,6 @@ func (f *benchFlags) add(p *pflag.FlagSet) {
 	p.IntVar(&f.CPUs, "cpus", 1, "`NUMBER` of CPUs")
 	p.DurationVar(&f.BootTimeout, "timeout", 5*time.Minute, "`DURATION` after which a boot has failed")
 	p.BoolVar(&f.noReport, "no-report", false, "measure only")
-}
-
-func storageNames() (names []string) {
-	for _, class := range vmtest.Storages {
-		names = append(names, class.Name)
-	}
-	return names
 }
 
 func (a *app) bench(ctx context.Context, f *benchFlags) error {

@@ -146,17 +146,23 @@ func archiveBehind(t *testing.T, archive, name, text string) string {
 	both := bytes.NewBuffer(body)
 	// Where a record of an archive that is not packed may begin.
 	both.Write(make([]byte, -len(body)&3))
-	w := cpio.NewWriter(both)
-	err = w.WriteHeader(&cpio.Header{
-		Name: strings.TrimPrefix(name, "/"), Ino: 1, Mode: cpio.TypeRegular | 0o644, NLink: 1, Size: int64(len(text)),
-	})
-	if err != nil {
+	if err := archiveOf(both, strings.TrimPrefix(name, "/"), text); err != nil {
 		t.Fatal(err)
 	}
-	_, err = io.WriteString(w, text)
 	path := filepath.Join(t.TempDir(), "both.img")
-	if err := errors.Join(err, w.Close(), os.WriteFile(path, both.Bytes(), 0o600)); err != nil {
+	if err := os.WriteFile(path, both.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// archiveOf writes an archive of a single file, which can be executed.
+func archiveOf(out io.Writer, name, body string) error {
+	w := cpio.NewWriter(out)
+	h := &cpio.Header{Name: name, Ino: 1, Mode: cpio.TypeRegular | 0o755, NLink: 1, Size: int64(len(body))}
+	if err := w.WriteHeader(h); err != nil {
+		return err
+	}
+	_, err := io.WriteString(w, body)
+	return errors.Join(err, w.Close())
 }
