@@ -138,7 +138,7 @@ func (q *qmp) execute(command string, arguments, result any) error {
 		return fmt.Errorf("qmp: %s: %w", command, err)
 	}
 	if _, err := q.conn.Write(append(text, '\n')); err != nil {
-		return fmt.Errorf("qmp: %s: %w", command, err)
+		return fmt.Errorf("qmp: %s: %w", command, q.lastWords(err))
 	}
 	m, err := q.answer()
 	switch {
@@ -155,6 +155,18 @@ func (q *qmp) execute(command string, arguments, result any) error {
 		return fmt.Errorf("qmp: %s: %w", command, err)
 	}
 	return nil
+}
+
+// lastWords is why a command could not be sent: where QEMU has closed the
+// connection, what it said before that says more than err does.
+func (q *qmp) lastWords(err error) error {
+	if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+		return err
+	}
+	if _, ended := q.answer(); ended != nil {
+		return ended
+	}
+	return err
 }
 
 // close ends the connection. It is called once.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -100,6 +101,47 @@ func TestQMPSilence(t *testing.T) {
 	go fmt.Fprintln(theirs, qmpGreeting)
 	if _, err := newQMP(ours, 50*time.Millisecond); err == nil || !strings.Contains(err.Error(), "qmp_capabilities: write") {
 		t.Errorf("error = %v, want that of a command that nobody takes", err)
+	}
+}
+
+// TestQMPLastWords proves that a command that could not be sent is blamed on
+// what QEMU said before it closed the connection.
+func TestQMPLastWords(t *testing.T) {
+	for _, test := range []struct{ name, last, want string }{
+		{"garbage", "x\n", `stop: message "x`},
+		{"nothing", "", "stop: QEMU has closed the connection"},
+		{"an answer nobody asked for", qmpOK + "\n", "stop: write"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			listener, err := net.Listen("unix", filepath.Join(t.TempDir(), "qmp"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer listener.Close()
+			ours, err := net.Dial("unix", listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			theirs, err := listener.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintln(theirs, qmpGreeting+"\n"+qmpOK)
+			q, err := newQMP(ours, 5*time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer q.close()
+			// Closed with something unread, a socket reports a reset.
+			if _, err := bufio.NewReader(theirs).ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprint(theirs, test.last)
+			theirs.Close()
+			if err := q.execute("stop", nil, nil); err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("error = %v, want %q", err, test.want)
+			}
+		})
 	}
 }
 
