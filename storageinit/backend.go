@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"initoverlayfs/initrd/bootconf"
 	"initoverlayfs/storageinit/probe"
@@ -329,7 +330,7 @@ func (b *boot) mountFromBootfs(backend bootconf.Backend, d *device) (err error) 
 	defer releaseBlobs()
 	switch backend {
 	case bootconf.File:
-		if err := b.mountErofs(image.Source(), blobs); err != nil {
+		if err := b.mountFile(image.Source(), blobs); err != nil {
 			return err
 		}
 		b.readAhead(image.Source(), &superblock)
@@ -359,6 +360,25 @@ func (b *boot) mountFromBootfs(backend bootconf.Backend, d *device) (err error) 
 	}
 	_, err = b.mountLoop(memory, blobs)
 	return err
+}
+
+// mountFile mounts a file without a loop device. With direct I/O, EROFS has many
+// requests on their way at once, and what it decompresses is not cached in its
+// compressed form as well. Linux knows the option since 6.12.7; a filesystem that
+// has no direct I/O is read through its cache all the same (fs/erofs/fileio.c).
+func (b *boot) mountFile(source, blobs string) error {
+	options := "directio"
+	if blobs != "" {
+		options += "," + blobs
+	}
+	if err := b.mountErofs(source, options); !errors.Is(err, syscall.EINVAL) {
+		return err
+	}
+	if err := b.mountErofs(source, blobs); err != nil {
+		return err
+	}
+	b.log(levelWarn, "the kernel has no option for direct I/O on a file: the image may be cached twice")
+	return nil
 }
 
 // mountEmbedded mounts the image inside the mini-initramfs, through a loop

@@ -346,6 +346,53 @@ func TestLoopWithoutDirectIO(t *testing.T) {
 	}
 }
 
+// TestFileWithoutDirectIO boots from a file where the kernel does not know the
+// option, and does not where it refuses the file as well.
+func TestFileWithoutDirectIO(t *testing.T) {
+	lines := []string{"backend file", "bootfs LABEL=boot", "fs " + imagePath, "timeout 0"}
+	const source = "/proc/self/fd/(/bootfs" + imagePath + ")"
+	mounts := []string{
+		"mount " + source + " on /lower type erofs (ro,directio)",
+		"mount " + source + " on /lower type erofs (ro)",
+	}
+	for _, test := range []struct {
+		name    string
+		refused int // of the two mounts
+		err     error
+		mounts  []string
+	}{
+		{"old kernel", 1, syscall.EINVAL, mounts},
+		{"no image for it", 2, syscall.EINVAL, mounts},
+		{"another error", 1, syscall.EIO, mounts[:1]},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFake(t, lines...)
+			refused := 0
+			f.inject = func(_ int, call string) error {
+				if strings.Contains(call, " on /lower type erofs") && refused < test.refused {
+					refused++
+					return test.err
+				}
+				return nil
+			}
+			f.run()
+			warned := len(f.linesWith("the kernel has no option for direct I/O on a file"))
+			if test.name == "old kernel" {
+				wantBoot(t, f, "file")
+				if warned != 1 {
+					t.Errorf("%d lines about direct I/O in %q, want 1", warned, f.logs)
+				}
+			} else if want := "mount erofs: " + test.err.Error(); !strings.Contains(f.fatal(), want) || warned != 0 {
+				t.Errorf("log %q, want %q", f.logs, want)
+			}
+			got := slices.DeleteFunc(slices.Clone(f.calls), func(call string) bool { return !strings.Contains(call, " on /lower type erofs") })
+			if diff := cmp.Diff(test.mounts, got); diff != "" {
+				t.Errorf("mounts (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestReadOnlyWithoutReplay(t *testing.T) {
 	for fstype, want := range map[string]string{
 		"ext4": "ro,noload", "xfs": "ro,norecovery", "btrfs": "ro,rescue=nologreplay,subvolid=5", "vfat": "ro", "erofs": "ro",

@@ -66,7 +66,7 @@ func TestBlobs(t *testing.T) {
 		{"loop", onFiles(), "mount /dev/loop2 on /lower type erofs (ro,device=/dev/loop0,device=/dev/loop1)"},
 		{"ram", onFiles(), "mount /dev/loop2 on /lower type erofs (ro,device=/dev/loop0,device=/dev/loop1)"},
 		{"embedded", onFiles(), "mount /dev/loop2 on /lower type erofs (ro,device=/dev/loop0,device=/dev/loop1)"},
-		{"file", onFiles(), "mount /proc/self/fd/(/bootfs" + imagePath + ") on /lower type erofs (ro,device=/proc/self/fd/(/bootfs" + blobA +
+		{"file", onFiles(), "mount /proc/self/fd/(/bootfs" + imagePath + ") on /lower type erofs (ro,directio,device=/proc/self/fd/(/bootfs" + blobA +
 			"),device=/proc/self/fd/(/bootfs" + blobB + "))"},
 		{"block", onDisk, "mount /dev/vda2 on /lower type erofs (ro,device=/dev/vda4,device=/dev/vda5)"},
 		{"block", "device /dev/vda4,/dev/vda5", "mount /dev/vda2 on /lower type erofs (ro,device=/dev/vda4,device=/dev/vda5)"},

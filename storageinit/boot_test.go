@@ -381,7 +381,7 @@ func TestRollback(t *testing.T) {
 		{"no loop device", "loop", "attach loop to /bootfs/initoverlayfs.img", []string{
 			"unmount /bootfs", "wait for an event until 30 s",
 		}},
-		{"file-backed mount", "file", "mount /proc/self/fd/(/bootfs/initoverlayfs.img) on /lower type erofs (ro)", []string{
+		{"file-backed mount", "file", "mount /proc/self/fd/(/bootfs/initoverlayfs.img) on /lower type erofs (ro,directio)", []string{
 			"unmount /bootfs", "wait for an event until 30 s",
 		}},
 		{"open the image", "file", "open /bootfs/initoverlayfs.img", []string{

@@ -56,29 +56,21 @@ func TestBackends(t *testing.T) {
 			b := test.spec.build(t)
 			m := b.machine(t)
 			b.attach(t, &m, test.backend)
-			checks := []string{"cached_growth:" + bigFile, "loop_dio"}
+			checks := []string{growthOfBig, "loop_dio"}
 			if test.backend == bootconf.PmemDAX || test.backend == bootconf.Pmem {
 				checks = append(checks, "dax:"+bigFile)
 			}
 			r := b.boot(t, m, test.backend, checks...)
 
-			growth := checked[struct {
-				Bytes    int64 `json:"bytes"`
-				GrowthKB int64 `json:"growth_kb"`
-			}](t, r, "cached_growth")
-			t.Logf("reading %d bytes: the page cache grew by %d kB", growth.Bytes, growth.GrowthKB)
-			if growth.Bytes != bigBytes {
-				t.Errorf("%s has %d bytes, want %d", bigFile, growth.Bytes, bigBytes)
-			}
-			if isDAX := test.backend == bootconf.PmemDAX; isDAX {
-				if growth.GrowthKB >= 1024 {
-					t.Errorf("the page cache grew by %d kB, want less than 1 MB", growth.GrowthKB)
+			if test.backend == bootconf.PmemDAX {
+				if growth := cachedGrowth(t, r); growth >= 1024 {
+					t.Errorf("the page cache grew by %d kB, want less than 1 MB", growth)
 				}
 				if !checked[bool](t, r, "dax") {
 					t.Errorf("%s is not DAX", bigFile)
 				}
-			} else if growth.GrowthKB < bigBytes/1024*9/10 {
-				t.Errorf("the page cache grew by %d kB, want the file's %d", growth.GrowthKB, bigBytes/1024)
+			} else {
+				wantCachedOnce(t, r)
 			}
 			if test.backend == bootconf.Pmem && checked[bool](t, r, "dax") {
 				t.Errorf("%s is DAX without having been asked for", bigFile)
@@ -99,6 +91,32 @@ func TestBackends(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// growthOfBig is the check of the guest that reads the big file.
+const growthOfBig = "cached_growth:" + bigFile
+
+// cachedGrowth is by how many kB the page cache grew when the guest read the big
+// file.
+func cachedGrowth(tb testing.TB, r *vmtest.Result) int64 {
+	tb.Helper()
+	growth := checked[struct {
+		Bytes    int64 `json:"bytes"`
+		GrowthKB int64 `json:"growth_kb"`
+	}](tb, r, "cached_growth")
+	if growth.Bytes != bigBytes {
+		tb.Errorf("%s has %d bytes, want %d", bigFile, growth.Bytes, bigBytes)
+	}
+	return growth.GrowthKB
+}
+
+// wantCachedOnce fails where what EROFS reads is cached below it, too. EROFS itself
+// keeps clusters that are used only in part: here half as much again.
+func wantCachedOnce(tb testing.TB, r *vmtest.Result) {
+	tb.Helper()
+	if growth := cachedGrowth(tb, r); growth < bigBytes/1024*9/10 || growth > bigBytes/1024*17/10 {
+		tb.Errorf("the page cache grew by %d kB, want the file's %d, and half as much again at most", growth, bigBytes/1024)
 	}
 }
 

@@ -81,13 +81,7 @@ func TestBlobs(t *testing.T) {
 			}
 			m := b.machine(t)
 			m.Drives = append(m.Drives, b.blobDisk(t, test.backend, b.blobs))
-			r := b.boot(t, m, test.backend, "cached_growth:"+bigFile)
-			growth := checked[struct {
-				Bytes int64 `json:"bytes"`
-			}](t, r, "cached_growth")
-			if growth.Bytes != bigBytes {
-				t.Errorf("%s has %d bytes, want %d", bigFile, growth.Bytes, bigBytes)
-			}
+			wantCachedOnce(t, b.boot(t, m, test.backend, growthOfBig))
 		})
 	}
 }

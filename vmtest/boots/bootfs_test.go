@@ -49,6 +49,23 @@ func TestBootfs(t *testing.T) {
 	}
 }
 
+// TestFileOnEachFilesystem mounts the file itself. Direct I/O is the filesystem's
+// matter: each has it, so the page cache has what was read only once.
+func TestFileOnEachFilesystem(t *testing.T) {
+	t.Parallel()
+	for _, fs := range []string{"ext4", "xfs", "btrfs", "vfat"} {
+		t.Run(fs, func(t *testing.T) {
+			t.Parallel()
+			b := spec{config: "backend file\nbootfs LABEL=boot\nbootfstype " + fs + "\n", kernel: "kernel-6.12"}.build(t)
+			part := b.filePartition("boot")
+			part.FS = fs
+			m := b.machine(t)
+			m.Drives = append(m.Drives, drive(vmtest.VirtioBlk, bootDisk(t, part)))
+			wantCachedOnce(t, b.boot(t, m, bootconf.File, growthOfBig))
+		})
+	}
+}
+
 // TestBlockTags finds an image that fills a partition, by the partition's names
 // and by the image's own.
 func TestBlockTags(t *testing.T) {
