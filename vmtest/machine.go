@@ -57,8 +57,9 @@ type Machine struct {
 	// nothing to do, its clock goes with the host's.
 	ICount bool
 	// SkipIdle has the clock of such a guest jump to the next timer instead.
-	// Timeouts are then exact and cost nothing; but a disk answers when the host
-	// has read it, and until then the guest can jump by whole seconds.
+	// Timeouts are then exact and cost nothing. It is for guests without disks: a
+	// disk answers when the host has read it, and until then the guest can jump by
+	// whole seconds.
 	SkipIdle bool
 
 	Drives []Drive

@@ -117,13 +117,13 @@ func TestBadBlobs(t *testing.T) {
 			} {
 				t.Run(bad.name, func(t *testing.T) {
 					t.Parallel()
-					words := []string{"initoverlayfs.timeout=2"}
+					words := []string{"initoverlayfs.timeout=1", rebootSoon}
 					if bad.word != "" {
 						words = append(words, bad.word)
 					}
 					m := b.machine(t, words...)
 					m.Drives = append(m.Drives, b.blobDisk(t, test.backend, bad.blobs))
-					failure{words: bad.want, timeoutS: 2, policy: "reboot:10"}.boot(t, m)
+					failure{words: bad.want, timeoutS: 1, policy: "reboot:1"}.boot(t, m)
 				})
 			}
 		})

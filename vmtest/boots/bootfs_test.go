@@ -131,10 +131,10 @@ func TestSameLabel(t *testing.T) {
 	}
 	t.Run("both wrong", func(t *testing.T) {
 		t.Parallel()
-		m := right.machine(t, "initoverlayfs.timeout=1")
+		m := right.machine(t, "initoverlayfs.timeout=1", rebootSoon)
 		m.Drives = append(m.Drives, drive(vmtest.VirtioBlk, wrongDisk), drive(vmtest.VirtioBlk, wrongDisk))
 		says := ": " + right.conf.FS + ": the image has "
-		failure{words: []string{"/dev/vda1" + says, "/dev/vdb1" + says}, timeoutS: 1, policy: "reboot:10"}.boot(t, m)
+		failure{words: []string{"/dev/vda1" + says, "/dev/vdb1" + says}, timeoutS: 1, policy: "reboot:1"}.boot(t, m)
 	})
 }
 
@@ -145,9 +145,9 @@ func TestWrongTag(t *testing.T) {
 		t.Run(tag, func(t *testing.T) {
 			t.Parallel()
 			b := spec{config: "backend loop\n" + onBootLabel}.build(t)
-			m := b.machine(t, "initoverlayfs.timeout=1", "initoverlayfs.bootfs="+tag)
+			m := b.machine(t, "initoverlayfs.timeout=1", rebootSoon, "initoverlayfs.bootfs="+tag)
 			b.attach(t, &m, bootconf.Loop)
-			failure{words: []string{"no image after 1 s: loop: no device " + tag}, timeoutS: 1, policy: "reboot:10"}.boot(t, m)
+			failure{words: []string{"no image after 1 s: loop: no device " + tag}, timeoutS: 1, policy: "reboot:1"}.boot(t, m)
 		})
 	}
 }

@@ -127,7 +127,7 @@ func TestSCSIAddr(t *testing.T) {
 func TestSCSIAddrOfNothing(t *testing.T) {
 	t.Parallel()
 	b := spec{config: "backend block\nscsi.addr 0:0:0:1\n", storage: "virtio-scsi"}.build(t)
-	m := b.machine(t, "initoverlayfs.scsi.addr=0:0:3:7", "initoverlayfs.timeout=2")
+	m := b.machine(t, "initoverlayfs.scsi.addr=0:0:3:7", "initoverlayfs.timeout=1", rebootSoon)
 	m.Drives = append(m.Drives, drive(vmtest.VirtioSCSI, b.card(t)))
-	failure{words: []string{"no device with an EROFS image"}, timeoutS: 2, policy: "reboot:10"}.boot(t, m)
+	failure{words: []string{"no device with an EROFS image"}, timeoutS: 1, policy: "reboot:1"}.boot(t, m)
 }
