@@ -330,7 +330,7 @@ func (b *boot) mountFromBootfs(backend bootconf.Backend, d *device) (err error) 
 	defer releaseBlobs()
 	switch backend {
 	case bootconf.File:
-		if err := b.mountFile(image.Source(), blobs); err != nil {
+		if err := b.mountFile(image, superblock.BlockSize(), blobs); err != nil {
 			return err
 		}
 		b.readAhead(image.Source(), &superblock)
@@ -364,20 +364,19 @@ func (b *boot) mountFromBootfs(backend bootconf.Backend, d *device) (err error) 
 
 // mountFile mounts a file without a loop device. With direct I/O, EROFS has many
 // requests on their way at once, and what it decompresses is not cached in its
-// compressed form as well. Linux knows the option since 6.12.7; a filesystem that
-// has no direct I/O is read through its cache all the same (fs/erofs/fileio.c).
-func (b *boot) mountFile(source, blobs string) error {
-	options := "directio"
-	if blobs != "" {
-		options += "," + blobs
+// compressed form as well. Linux knows the option since 6.12.7 and does not ask
+// whether the disk can read single blocks of the image (fs/erofs/fileio.c).
+func (b *boot) mountFile(image Image, blockSize int64, blobs string) error {
+	if b.sys.DirectIO(image, blockSize) {
+		err := b.mountErofs(image.Source(), strings.TrimSuffix("directio,"+blobs, ","))
+		if !errors.Is(err, syscall.EINVAL) {
+			return err
+		}
 	}
-	if err := b.mountErofs(source, options); !errors.Is(err, syscall.EINVAL) {
+	if err := b.mountErofs(image.Source(), blobs); err != nil {
 		return err
 	}
-	if err := b.mountErofs(source, blobs); err != nil {
-		return err
-	}
-	b.log(levelWarn, "the kernel has no option for direct I/O on a file: the image may be cached twice")
+	b.log(levelWarn, "file-backed mount without direct I/O: the image may be cached twice")
 	return nil
 }
 

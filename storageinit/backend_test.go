@@ -346,8 +346,8 @@ func TestLoopWithoutDirectIO(t *testing.T) {
 	}
 }
 
-// TestFileWithoutDirectIO boots from a file where the kernel does not know the
-// option, and does not where it refuses the file as well.
+// TestFileWithoutDirectIO boots from a file where the disk cannot do it or the
+// kernel does not know the option, and does not where it refuses the file as well.
 func TestFileWithoutDirectIO(t *testing.T) {
 	lines := []string{"backend file", "bootfs LABEL=boot", "fs " + imagePath, "timeout 0"}
 	const source = "/proc/self/fd/(/bootfs" + imagePath + ")"
@@ -357,16 +357,21 @@ func TestFileWithoutDirectIO(t *testing.T) {
 	}
 	for _, test := range []struct {
 		name    string
-		refused int // of the two mounts
+		coarse  bool // disk
+		refused int  // of the mounts
 		err     error
+		boots   bool
 		mounts  []string
 	}{
-		{"old kernel", 1, syscall.EINVAL, mounts},
-		{"no image for it", 2, syscall.EINVAL, mounts},
-		{"another error", 1, syscall.EIO, mounts[:1]},
+		{"coarse disk", true, 0, nil, true, mounts[1:]},
+		{"coarse disk, no image for it", true, 1, syscall.EINVAL, false, mounts[1:]},
+		{"old kernel", false, 1, syscall.EINVAL, true, mounts},
+		{"no image for it", false, 2, syscall.EINVAL, false, mounts},
+		{"another error", false, 1, syscall.EIO, false, mounts[:1]},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			f := newFake(t, lines...)
+			f.noDirectIO = test.coarse
 			refused := 0
 			f.inject = func(_ int, call string) error {
 				if strings.Contains(call, " on /lower type erofs") && refused < test.refused {
@@ -376,8 +381,8 @@ func TestFileWithoutDirectIO(t *testing.T) {
 				return nil
 			}
 			f.run()
-			warned := len(f.linesWith("the kernel has no option for direct I/O on a file"))
-			if test.name == "old kernel" {
+			warned := len(f.linesWith("file-backed mount without direct I/O"))
+			if test.boots {
 				wantBoot(t, f, "file")
 				if warned != 1 {
 					t.Errorf("%d lines about direct I/O in %q, want 1", warned, f.logs)

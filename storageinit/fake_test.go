@@ -553,6 +553,10 @@ func (f *fakeSystem) driverLoaded(path string) {
 	}
 }
 
+func (f *fakeSystem) DirectIO(_ Image, blockSize int64) bool {
+	return !f.noDirectIO && blockSize == 4096
+}
+
 func (f *fakeSystem) AttachLoop(image Image) (LoopDevice, error) {
 	i := image.(*fakeImage)
 	if i.closed {

@@ -183,6 +183,39 @@ func TestLinuxCopyToMemory(t *testing.T) {
 	}
 }
 
+// TestLinuxDirectIO reads as EROFS would, where the answer is that it can.
+func TestLinuxDirectIO(t *testing.T) {
+	var l Linux
+	const block = 4096
+	path := t.TempDir() + "/image"
+	want := strings.Repeat("x", block) + strings.Repeat("y", block)
+	writeTestFile(t, path, want, 0o644)
+	image, err := l.Open("/", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer image.Close()
+	if l.DirectIO(image, 1) {
+		t.Error("single bytes can be read past the page cache")
+	}
+	if !l.DirectIO(image, block) {
+		t.Skip("the filesystem of the temporary folder has no direct I/O")
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	page, err := unix.Mmap(-1, 0, block, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(page)
+	if n, err := unix.Pread(fd, page, block); err != nil || string(page[:n]) != want[block:] {
+		t.Errorf("reading a block: %d bytes, %v", n, err)
+	}
+}
+
 func TestLinuxCopyAttributes(t *testing.T) {
 	var l Linux
 	dir := t.TempDir()

@@ -41,6 +41,9 @@ type System interface {
 	CPUs() int
 	LoadModule(path, options string) error
 
+	// DirectIO reports whether blocks of an image that have this size, in bytes, can
+	// be read past the page cache.
+	DirectIO(image Image, blockSize int64) bool
 	// AttachLoop makes a read-only loop device of an image, with direct I/O
 	// where its filesystem has it, that vanishes with its last user.
 	AttachLoop(image Image) (LoopDevice, error)

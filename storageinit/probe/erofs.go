@@ -37,6 +37,9 @@ const (
 	deviceSlotSize      = 128
 )
 
+// BlockSize is the size of a block in bytes.
+func (e *EROFS) BlockSize() int64 { return 1 << e.blockBits }
+
 // Compressed reports whether the image may hold compressed data.
 func (e *EROFS) Compressed() bool {
 	return e.incompat&(incompatZeroPadding|incompatComprCfgs) != 0 || e.compression != 0
