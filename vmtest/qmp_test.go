@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -113,21 +112,13 @@ func TestQMPLastWords(t *testing.T) {
 		{"an answer nobody asked for", qmpOK + "\n", "stop: write"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			listener, err := net.Listen("unix", filepath.Join(t.TempDir(), "qmp"))
+			s, theirs, err := newStatistics(nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer listener.Close()
-			ours, err := net.Dial("unix", listener.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			theirs, err := listener.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
+			defer theirs.Close()
 			fmt.Fprintln(theirs, qmpGreeting+"\n"+qmpOK)
-			q, err := newQMP(ours, 5*time.Second)
+			q, err := newQMP(s.conn, 5*time.Second)
 			if err != nil {
 				t.Fatal(err)
 			}
